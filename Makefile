@@ -1,0 +1,68 @@
+# Every verb is a thin line over a public tool; the first one used sets up .venv (2-4 minutes, once).
+#   make PYTHON=python3.12 test              another interpreter (>= 3.11)
+#   PIP_EXTRA_INDEX_URL=... make test        another source of wheels, e.g. PyTorch's index of CPU builds
+
+PYTHON  ?= python3
+PROFILE ?= reading
+DATASET ?= data/datasets/city.yaml
+BIN     := .venv/bin
+EVIDENCE := build/evidence/city/figures
+
+.PHONY: help study figures test lab refresh bench lint clean clean-data
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make study     the study at the quick reading profile -> build/reading/city/index.html"
+	@echo "               options: PROFILE=evidence DATASET=path/to/card.yaml"
+	@echo "make figures   the evidence profile; writes figures/ (up to an hour, resumable)"
+	@echo "make test      lint, unit tests, notebooks at a tiny size, stored notebook outputs"
+	@echo "make lab       JupyterLab on the notebooks"
+	@echo "make refresh   run the notebooks at their defaults and store their outputs"
+	@echo "make bench     benchmark table -> build/bench.md"
+	@echo "make lint      ruff over code and notebooks"
+	@echo "make clean     remove build/ and caches;  make clean-data  also finished runs and generated worlds"
+
+# ---- set-up ----------------------------------------------------------------------------------------------------
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(None if sys.version_info >= (3, 11) else "Python >= 3.11 is needed, $(PYTHON) is " + v + "; try: make PYTHON=python3.12")'
+	@echo "Setting up .venv with $$($(PYTHON) --version): about 200 packages, 2-4 minutes, once."
+	@$(PYTHON) -m venv .venv || { echo "venv cannot bring pip here; using the pip of $(PYTHON)."; \
+	    $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install pip; }
+	$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt -e '.[notebooks,test]'
+	@touch $@
+	@echo "Set-up done."
+
+# ---- the study -------------------------------------------------------------------------------------------------
+study: .venv/.ready
+	@$(BIN)/python tools/study.py --profile $(PROFILE) --dataset $(DATASET)
+
+figures: .venv/.ready
+	@$(BIN)/python tools/study.py --profile evidence
+	@mkdir -p figures && rm -f figures/[0-9][0-9]_*
+	cp $(EVIDENCE)/[0-9][0-9]_*.png $(EVIDENCE)/*.csv figures/
+
+lab: .venv/.ready
+	$(BIN)/jupyter lab notebooks/00_overview.ipynb
+
+refresh: .venv/.ready
+	@$(BIN)/python tools/refresh.py
+
+# ---- checks ----------------------------------------------------------------------------------------------------
+lint: .venv/.ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+test: lint
+	$(BIN)/python -m pytest tests --durations=10
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
+	    --nbval-cell-timeout=600 notebooks
+
+bench: .venv/.ready
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf build
+	find nbutils tests tools benchmarks notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+clean-data: clean
+	rm -rf data/runs data/cache

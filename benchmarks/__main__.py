@@ -1,0 +1,186 @@
+"""Measure, print and write build/bench.json and build/bench.md; about two minutes on two cores.
+
+Each row is the median and the range over repeats, after one warm-up that does not count. Where a row has a
+counterpart written with the bare library, both run in turn, so that a busy machine slows both.
+"""
+
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import laspy
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nbutils import ROOT, labelling, legend, networks, noise, objectives, patches, simulate, sources, training
+from nbutils.legend import VOID
+
+PATCH_PX, BATCH, STEPS, BANDS = 96, 16, 6, ("nir", "red", "green", "blue")
+SCENE_PX = 384
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured speed, in `unit` (higher is faster)."""
+
+    name: str
+    unit: str
+    median: float
+    low: float
+    high: float
+    repeats: int
+
+
+def race(unit: str, amount: float, runners: dict[str, Callable[[], object]], repeats: int = 5) -> list[Row]:
+    """Run functions in turn `repeats` times; each does `amount` of `unit`-seconds' work."""
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for repeat in range(repeats + 1):
+        for name, run in runners.items():
+            start = time.perf_counter()
+            run()
+            if repeat:  # the first round warms up
+                seconds[name].append(time.perf_counter() - start)
+    rows = []
+    for name, times in seconds.items():
+        rates = [amount / t for t in times]
+        rows.append(Row(name, unit, statistics.median(rates), min(rates), max(rates), repeats))
+    return rows
+
+
+def city_patches(scene: simulate.Scene) -> patches.PatchSet:
+    """The patches of a scene in memory, all of them for pretraining."""
+    cut = [slice(i, i + PATCH_PX) for i in range(0, SCENE_PX, PATCH_PX)]
+    exact = np.stack([scene.exact[y, x] for y in cut for x in cut])
+    images = np.stack([scene.image[:, y, x] for y in cut for x in cut])
+    everyone = np.ones(len(exact), bool)
+    return patches.PatchSet(
+        name="bench",
+        fingerprint="",
+        images=images,
+        masks={"exact": exact},
+        scenes=np.full(len(exact), "bench"),
+        member={"pretrain": everyone},
+        bands=BANDS,
+        scale=255.0,
+        mean=(0.4,) * len(BANDS),
+        std=(0.2,) * len(BANDS),
+        gsd_m=1.0,
+        noisy_legend=legend.get("autogeo4"),
+        exact_legend=legend.get("nyc8"),
+        licence="CC0-1.0",
+    )
+
+
+def network(encoder: str) -> objectives.Supervised:
+    """A U-Net with its loss."""
+    built = networks.build(encoder, "unet", in_channels=len(BANDS), n_classes=8, seed=0)
+    return objectives.Supervised(built)
+
+
+def bench_training(data: patches.PatchSet, encoder: str, precision: str) -> list[Row]:
+    """`training.fit` against the shortest loop in plain PyTorch, which has no augmentation and one fixed batch."""
+    plan = training.Plan(steps=STEPS, batch_size=BATCH, learning_rate=1e-3, precision=precision, seed=0)
+    ours, bare = network(encoder), network(encoder).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(bare.parameters(), lr=1e-3)
+    images, masks = next(training.batches(data, "exact", plan))
+
+    def bare_loop() -> None:
+        for _ in range(STEPS):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                loss = bare(images, masks)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    what = f"U-Net {encoder}, {PATCH_PX} px, {precision}"
+    runners = {f"train {what}": lambda: training.fit(ours, data, "exact", plan), f"- bare loop, {what}": bare_loop}
+    return race("images/s", STEPS * BATCH, runners, repeats=3)
+
+
+def bench_lidar(folder: Path) -> list[Row]:
+    """LiDAR file to mask, and the part of it that is reading the file."""
+    scene_folder = folder / "scene"
+    scene_folder.mkdir()
+    scene, grid = simulate.city_scene(0, SCENE_PX), simulate.scene_grid(0, SCENE_PX)
+    simulate.write_scene(scene_folder, scene, grid)
+    (path,) = scene_folder.rglob("*.laz")
+    count = laspy.open(path).header.point_count
+    runners = {
+        "LiDAR file to mask": lambda: labelling.from_lidar(sources.read_points(path), grid),
+        "- reading alone (laspy)": lambda: laspy.read(path).xyz,
+    }
+    return race("million points/s", count / 1e6, runners)
+
+
+def bench_noise(mask: NDArray[np.uint8]) -> list[Row]:
+    """Every recipe and the two extremes of the operators."""
+    rng, nyc8 = np.random.default_rng(0), legend.get("nyc8")
+    runners: dict[str, Callable[[], object]] = {
+        "noise: independent flips": lambda: noise.flip_labels(mask, 0.3, len(nyc8), rng=rng),
+        "noise: moved boundaries": lambda: noise.move_boundaries(mask, 3, rng=rng),
+    }
+    for name, recipe in noise.RECIPES.items():
+        runners[f"noise: recipe {name}"] = lambda recipe=recipe: recipe.apply(mask, nyc8, rng)
+    return race("Mpx/s", (mask != VOID).sum() / 1e6, runners)
+
+
+def bench_world() -> list[Row]:
+    """One scene of the embedded city, in memory."""
+    return race("Mpx/s", SCENE_PX**2 / 1e6, {"city scene": lambda: simulate.city_scene(1, SCENE_PX)}, repeats=3)
+
+
+def machine() -> dict[str, str]:
+    """Where this was measured."""
+    packages = ("torch", "segmentation-models-pytorch", "lightning-fabric", "laspy", "numpy")
+    return {
+        "processor": training.processor(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "packages": ", ".join(f"{name} {version(name)}" for name in packages),
+        "date": datetime.now().strftime("%Y-%m-%d"),
+    }
+
+
+def as_markdown(rows: list[Row], about: dict[str, str]) -> str:
+    """The table of rows and the machine below it."""
+    lines = ["| what | median | range | unit |", "|---|---:|---:|---|"]
+    lines += [f"| {r.name} | {r.median:.3g} | {r.low:.3g} - {r.high:.3g} | {r.unit} |" for r in rows]
+    return "\n".join([*lines, "", *(f"- {name}: {value}" for name, value in about.items()), ""])
+
+
+def main() -> None:
+    """Run every benchmark, telling the rows as they come."""
+    scene = simulate.city_scene(0, SCENE_PX)
+    data = city_patches(scene)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for bench in (
+            lambda: bench_training(data, "resnet18", "fp32"),
+            lambda: bench_training(data, "resnet18", "bf16"),
+            lambda: bench_lidar(Path(scratch)),
+            lambda: bench_noise(scene.exact),
+            bench_world,
+        ):
+            for row in bench():
+                print(f"{row.name:55s} {row.median:9.3g} {row.unit}  ({row.low:.3g} - {row.high:.3g})", flush=True)
+                rows.append(row)
+    folder = ROOT / "build"
+    folder.mkdir(exist_ok=True)
+    about = machine()
+    (folder / "bench.md").write_text(as_markdown(rows, about))
+    (folder / "bench.json").write_text(json.dumps({"machine": about, "rows": [asdict(r) for r in rows]}, indent=1))
+    print(f"written: {folder / 'bench.md'}, {folder / 'bench.json'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""Data set cards: what a card may say, and how its faults are told.
+
+A card is a short YAML file that says where images, exact masks and the noisy source are, how they are coded,
+which scene a file belongs to and how scenes are split. It is checked whole before the first pixel is read; what
+is wrong is said in one line per fault, with the key, what came and what is allowed.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nbutils import ROOT, noise
+from nbutils import legend as legends
+
+SPLITS = ("pretrain", "finetune", "validation", "test")
+
+
+class CardError(ValueError):
+    """A data set card is wrong; the message names the file and, line by line, every fault."""
+
+
+class DataMissing(FileNotFoundError):
+    """The files a card points at are not there; the message says how to get them."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, coerce_numbers_to_str=True)
+
+
+def _check_regex(pattern: str | None) -> str | None:
+    if pattern is not None:
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        if groups != 1:
+            raise ValueError(f"needs exactly one (group), has {groups}; the group's text is the name")
+    return pattern
+
+
+class Files(_Strict):
+    """Where files are: a `glob` below the root, or the name of an `asset` of the catalogue's items."""
+
+    glob: str | None = None
+    asset: str | None = None
+    key: str | None = None
+
+    _key = field_validator("key")(_check_regex)
+
+    @model_validator(mode="after")
+    def _one_place(self):
+        if (self.glob is None) == (self.asset is None):
+            raise ValueError("give either `glob` (files below root) or `asset` (of the catalogue's items)")
+        return self
+
+
+class Images(Files):
+    """The images: files, bands in file order, divisor to 0..1, and the scene each file belongs to."""
+
+    bands: tuple[str, ...] = Field(min_length=1)
+    scale: float = Field(255, gt=0)
+    scene: str | None = None
+
+    _scene = field_validator("scene")(_check_regex)
+
+
+class Masks(Files):
+    """Mask files: the legend, and whether it is written as class index, source code or colour."""
+
+    legend: str
+    coding: Literal["index", "code", "colour"]
+    void: tuple[int | tuple[int, int, int], ...] = ()
+
+    @field_validator("legend")
+    @classmethod
+    def _known_legend(cls, name: str) -> str:
+        legends.get(name)
+        return name
+
+    @model_validator(mode="after")
+    def _void_fits(self):
+        wanted, text = (tuple, "[R, G, B] triples") if self.coding == "colour" else (int, "integers")
+        if wrong := [value for value in self.void if not isinstance(value, wanted)]:
+            raise ValueError(f"`void` holds {text} when coding is {self.coding}, got {wrong[0]}")
+        return self
+
+
+class Inject(_Strict):
+    """Noisy masks made from the exact ones by a named recipe of `nbutils.noise`."""
+
+    source: Literal["inject"] = Field(alias="from")
+    recipe: str = "map-like"
+    strength: float = Field(1.0, ge=0)
+    seed: int = Field(0, ge=0)
+
+    @field_validator("recipe")
+    @classmethod
+    def _known_recipe(cls, name: str) -> str:
+        if name not in noise.RECIPES:
+            raise ValueError(f"unknown recipe {name!r}; known are {', '.join(noise.RECIPES)}")
+        return name
+
+
+class Lidar(Files):
+    """Noisy masks made from LiDAR points by the rules of `nbutils.labelling`."""
+
+    source: Literal["lidar"] = Field(alias="from")
+    legend: Literal["autogeo4"] = "autogeo4"
+
+
+class NoisyMasks(Masks):
+    """Noisy masks that lie in files."""
+
+    source: Literal["mask"] = Field(alias="from")
+
+
+class World(_Strict):
+    """An embedded world that is generated on first use: scenes per split and their side length in pixels."""
+
+    generator: Literal["city"]
+    seed: int = Field(0, ge=0)
+    pretrain: int = Field(ge=1)
+    finetune: int = Field(ge=1)
+    validation: int = Field(ge=1)
+    test: int = Field(ge=1)
+    size_px: int = Field(ge=64)
+
+
+class Split(_Strict):
+    """Scene names or patterns (`*`, `?`) per split; one left out takes every scene that is not held out."""
+
+    test: tuple[str, ...] = Field(min_length=1)
+    validation: tuple[str, ...] = Field(min_length=1)
+    pretrain: tuple[str, ...] | None = Field(None, min_length=1)
+    finetune: tuple[str, ...] | None = Field(None, min_length=1)
+
+
+class Card(_Strict):
+    """A data set card; see `data/README.md` for every key with an example."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    title: str = ""
+    licence: str
+    attribution: str = ""
+    get: str
+    root: str
+    gsd_m: float | None = Field(None, gt=0)
+    world: World | None = None
+    catalog: str | None = None
+    images: Images
+    exact: Masks
+    noisy: Annotated[Inject | Lidar | NoisyMasks, Field(discriminator="source")]
+    split: Split
+
+    @model_validator(mode="after")
+    def _places_fit(self):
+        for part in ("images", "exact", "noisy"):
+            place = getattr(self, part)
+            if isinstance(place, Files) and (place.asset is None) != (self.catalog is None):
+                has, want = ("an asset", "give `catalog`") if place.asset else ("a glob", "name an `asset`")
+                raise ValueError(f"{part} is {has} but catalog is {self.catalog!r}: {want}")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The root folder, absolute: `~` expanded, relative paths taken from the repository."""
+        return ROOT / Path(self.root).expanduser()
+
+    @property
+    def about(self) -> str:
+        """Title, how to get the data, and licence, in three lines."""
+        lines = [f"data set : {self.title or self.name}", f"get it   : {self.get}", f"licence  : {self.licence}"]
+        return "\n".join([*lines, f"credit   : {self.attribution}"] if self.attribution else lines)
+
+
+_PARTS = {
+    (): Card,
+    ("images",): Images,
+    ("exact",): Masks,
+    ("world",): World,
+    ("split",): Split,
+    ("noisy", "inject"): Inject,
+    ("noisy", "lidar"): Lidar,
+    ("noisy", "mask"): NoisyMasks,
+}
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error, not a silent overwrite."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for name, count in Counter(map(str, names)).items():
+            if count > 1:
+                raise yaml.MarkedYAMLError(problem=f"key {name!r} is given {count} times", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _fault(error: dict[str, Any]) -> str:
+    """One line for one pydantic error: path of the key, what came, what is allowed."""
+    loc = tuple(error["loc"])
+    tagged = loc[:2] in _PARTS and loc[:1] == ("noisy",)  # pydantic puts the value of `from` into the path
+    path = ".".join(map(str, (loc[:1] + loc[2:]) if tagged else loc)) or "card"
+    kind, given = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        fields = _PARTS.get(loc[:-1], Card).model_fields
+        allowed = [field.alias or name for name, field in fields.items()]
+        close = get_close_matches(str(loc[-1]), allowed, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"{path}: no such key; {hint}allowed are {', '.join(allowed)}"
+    if kind == "missing":
+        return f"{path}: missing"
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        came = given.get("from", "nothing") if isinstance(given, dict) else given
+        return f"{path}.from: got {came!r}; allowed are 'inject', 'lidar', 'mask'"
+    shown = "" if isinstance(given, (dict, BaseModel)) else f"got {given!r}; "
+    return f"{path}: {shown}{error['msg'].removeprefix('Value error, ')}"
+
+
+def load_card(path: str | Path) -> Card:
+    """Read and check a data set card.
+
+    Args:
+        path: YAML file; a relative path is taken from the working folder, else from the repository.
+
+    Raises:
+        CardError: no such file, not YAML, or wrong keys and values; the message lists every fault.
+    """
+    path = locate(path)
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
+    except FileNotFoundError:
+        there = sorted(p.name for p in (ROOT / "data/datasets").glob("*.yaml"))
+        raise CardError(f"{path}: no such card; data/datasets holds {', '.join(there)}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CardError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise CardError(f"{path}: a card is a mapping of keys to values, this is {type(raw).__name__}")
+    try:
+        return Card.model_validate(raw)
+    except ValidationError as error:
+        faults = [_fault(e) for e in error.errors()]
+        raise CardError("\n  ".join([f"{path}: {len(faults)} fault(s)", *faults])) from None
+
+
+def locate(path: str | Path) -> Path:
+    """Return the absolute path: from the working folder if it exists there, else from the repository."""
+    path = Path(path).expanduser()
+    return path.resolve() if path.exists() else ROOT / path
+
+
+def few(values: Iterable[object], most: int = 5) -> str:
+    """List the first values and count the rest."""
+    values = [str(v) for v in values]
+    rest = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(values[:most]) + rest

@@ -1,0 +1,153 @@
+"""What each layer knows: linear probes on frozen features, and similarity of features between networks.
+
+Layers are the encoder's stages by name. Features are read at the stage's own resolution; a pixel's feature is that of
+the cell it lies in, so that probes never see an interpolated class.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from nbutils import statistics, training
+from nbutils.legend import VOID
+from nbutils.patches import PatchSet
+
+
+def layer_names(encoder: nn.Module) -> tuple[str, ...]:
+    """Return the names of an encoder's stages from shallow to deep: ``stem``, ``stage1``, ... (the input is none)."""
+    return ("stem", *(f"stage{i}" for i in range(1, len(encoder.out_channels) - 1)))
+
+
+@torch.no_grad()
+def features_at(
+    encoder: nn.Module, patches: PatchSet, layer: str, pixels: NDArray[np.intp], *, batch_size: int = 32
+) -> NDArray[np.float32]:
+    """Read a layer's features at chosen pixels, batch by batch.
+
+    Args:
+        encoder: In evaluation mode.
+        patches: N patches of (h, w) pixels.
+        layer: One of `layer_names`.
+        pixels: (n, 3) patch, row, column of each pixel, sorted by patch.
+        batch_size: Patches held at a time.
+
+    Returns:
+        (n, channels) float32.
+
+    Raises:
+        ValueError: The layer is unknown; the message lists the known ones.
+    """
+    names = layer_names(encoder)
+    if layer not in names:
+        raise ValueError(f"unknown layer {layer!r}; this encoder has {', '.join(names)}")
+    parts = []
+    for start in range(0, len(patches), batch_size):
+        own = pixels[(pixels[:, 0] >= start) & (pixels[:, 0] < start + batch_size)]
+        if not len(own):
+            continue
+        images = torch.as_tensor(np.ascontiguousarray(patches.images[start : start + batch_size]))
+        maps = encoder(training.normalise(images, patches))[1 + names.index(layer)]  # (n, channels, rows, columns)
+        rows = own[:, 1] * maps.shape[2] // patches.patch_px
+        columns = own[:, 2] * maps.shape[3] // patches.patch_px
+        parts.append(maps[own[:, 0] - start, :, rows, columns].float().numpy())
+    return np.concatenate(parts)
+
+
+def sample_pixels(
+    mask: NDArray[np.uint8], n: int, rng: np.random.Generator, where: NDArray[np.bool_] | None = None
+) -> NDArray[np.intp]:
+    """Draw up to `n` valid pixels of (N, h, w) masks, without repeats: (n, 3) patch, row, column, sorted."""
+    eligible = mask != VOID if where is None else (mask != VOID) & where
+    index = np.flatnonzero(eligible)
+    chosen = np.sort(rng.choice(index, size=min(n, len(index)), replace=False))
+    return np.stack(np.unravel_index(chosen, mask.shape), axis=1)
+
+
+def linear_probe(features: NDArray[np.float32], labels: NDArray[np.integer]):
+    """Fit multinomial logistic regression to standardised features; returns an object with `predict`."""
+    return make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=300)).fit(features, labels)
+
+
+def probe_layers(
+    encoder: nn.Module,
+    train: PatchSet,
+    test: PatchSet,
+    target: str,
+    *,
+    n_pixels: int,
+    rng: np.random.Generator,
+) -> dict[str, NDArray[np.int64]]:
+    """Probe every layer of a frozen encoder for the classes of `target`.
+
+    Args:
+        encoder: In evaluation mode.
+        train: Patches whose pixels the probe learns from.
+        test: Patches of other scenes, on which it is judged.
+        target: ``noisy`` or ``exact``.
+        n_pixels: Pixels drawn from each of the two, the same for every layer.
+        rng: Source of randomness.
+
+    Returns:
+        For each layer the (K, K) counts on the test pixels, rows exact, columns predicted.
+    """
+    fit_at, judge_at = (sample_pixels(part.masks[target], n_pixels, rng) for part in (train, test))
+    truth_fit, truth_judge = (part.masks[target][tuple(at.T)] for part, at in ((train, fit_at), (test, judge_at)))
+    n_classes = len(train.legend_of(target))
+    counts = {}
+    for layer in layer_names(encoder):
+        probe = linear_probe(features_at(encoder, train, layer, fit_at), truth_fit)
+        prediction = probe.predict(features_at(encoder, test, layer, judge_at))
+        counts[layer] = statistics.confusion_counts(prediction, truth_judge, n_classes)
+    return counts
+
+
+def cka(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    """Linear centred kernel alignment of two sets of features of the same samples, debiased.
+
+    Uses the unbiased estimator of HSIC (Song et al. 2012; for CKA: Nguyen et al. 2021): with n samples and p features
+    the biased form gives about p / (n + p) for independent features, where this one gives 0.
+
+    Args:
+        a: (n, p) features, n >= 4.
+        b: (n, q) features of the same n samples.
+
+    Returns:
+        1 for features equal up to rotation and scale, about 0 for independent ones; NaN for constant features.
+    """
+    if len(a) != len(b) or len(a) < 4:
+        raise ValueError(f"need the same n >= 4 samples in both, got {len(a)} and {len(b)}")
+    kernels = [_hollow_kernel(np.asarray(features, dtype=np.float64)) for features in (a, b)]
+    ab, aa, bb = (_hsic(kernels[i], kernels[j]) for i, j in ((0, 1), (0, 0), (1, 1)))
+    return float(ab / np.sqrt(aa * bb)) if aa > 0 and bb > 0 else float("nan")
+
+
+def cka_layers(
+    first: nn.Module, second: nn.Module, patches: PatchSet, *, n_pixels: int, rng: np.random.Generator
+) -> dict[str, float]:
+    """Compare two encoders layer by layer on the same pixels."""
+    pixels = sample_pixels(np.zeros(patches.masks["exact"].shape, np.uint8), n_pixels, rng)
+    return {
+        layer: cka(*(features_at(encoder, patches, layer, pixels) for encoder in (first, second)))
+        for layer in layer_names(first)
+    }
+
+
+def _hollow_kernel(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Linear kernel of centred features with a zero diagonal, (n, n)."""
+    features = features - features.mean(axis=0)
+    kernel = features @ features.T
+    np.fill_diagonal(kernel, 0.0)
+    return kernel
+
+
+def _hsic(k: NDArray[np.float64], m: NDArray[np.float64]) -> float:
+    """Unbiased estimate of HSIC from two hollow kernels, up to the common factor 1 / (n (n - 3))."""
+    n = len(k)
+    cross = (k * m).sum()
+    totals = k.sum() * m.sum() / ((n - 1) * (n - 2))
+    rows = 2 * (k.sum(axis=0) @ m.sum(axis=0)) / (n - 2)
+    return cross + totals - rows

@@ -1,0 +1,365 @@
+"""The embedded world `city`, written as the files a mapping agency would hand over.
+
+A world is a static STAC catalogue: every scene is an item with an orthophoto (COG, NIR R G B, 1 m), exact land cover
+(COG), LiDAR returns (LAZ, unclassified) and footprints (GeoPackage), in UTM. Everything random hangs on one seed:
+scene (split, index) draws from `SeedSequence(seed, spawn_key=(split, index))`, so that a world is the same however
+many processes write it. A world is whole or absent: it is written beside its place and then renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import geopandas as gpd
+import laspy
+import numpy as np
+import pyogrio
+import pyproj
+import pystac
+import rasterio.shutil
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from pystac.extensions.projection import ProjectionExtension
+from rasterio.enums import ColorInterp
+from rasterio.io import MemoryFile
+
+from nbutils import ROOT, city, legend, sensors
+from nbutils.cards import Card
+from nbutils.files import Points, write_mask
+
+VERSION = 3  # raised whenever the same seed gives other pixels: worlds of another version are made anew
+BANDS = ("nir", "red", "green", "blue")
+CRS = "EPSG:32618"
+_CORNER = (583_000.0, 4_512_000.0)  # upper left of the first scene, metres
+_COLUMNS, _GAP_M = 8, 116.0
+_SPLITS = ("pretrain", "finetune", "validation", "test")
+_FLOWN = datetime(2024, 6, 15, 16, 0, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene in memory, pixels of 1 m.
+
+    Attributes:
+        image: Near infrared, red, green, blue; shape (4, H, W), uint8.
+        exact: Classes of the legend nyc8, seen from above; shape (H, W), uint8.
+        height: Height of what is seen above the terrain, metres; shape (H, W), float32.
+        terrain: Height of the bare ground above the datum, metres; shape (H, W), float32.
+        points: Laser returns; x to the east, y to the north from the lower left corner, metres.
+        buildings: Corners (metres to the east and south of the upper left corner), height and use of building parts.
+        streets: Centre lines in the same coordinates, and widths in metres.
+        sun: Azimuth (clockwise from north) and elevation, degrees.
+    """
+
+    image: NDArray[np.uint8]
+    exact: NDArray[np.uint8]
+    height: NDArray[np.float32]
+    terrain: NDArray[np.float32]
+    points: Points
+    buildings: list[dict]
+    streets: list[dict]
+    sun: tuple[float, float]
+
+
+def city_scene(seed: int | np.random.SeedSequence, size_px: int, index: int = 0) -> Scene:
+    """Make one scene.
+
+    Args:
+        seed: Everything random in the scene follows from it.
+        size_px: Side in pixels of 1 m, at least 48.
+        index: Number of the scene in its split; consecutive scenes take turns in style, river and railway, so that
+            a split of few scenes is still varied.
+
+    Returns:
+        The scene.
+
+    Raises:
+        ValueError: `size_px` below 48.
+    """
+    if size_px < 48:
+        raise ValueError(f"size_px of a city scene must be at least 48, got {size_px}")
+    # rebuilt rather than spawned from, because spawning changes the sequence it is asked of
+    root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+    keys = [np.random.SeedSequence(root.entropy, spawn_key=(*root.spawn_key, k)) for k in range(3)]
+    plan, camera, laser = (np.random.default_rng(key) for key in keys)
+    style = city.STYLES[index % len(city.STYLES)]
+    canvas = city.build_city(plan, size_px, style, river=index % 3 == 1, rail=index % 3 == 2)
+    albedo = sensors.albedo_of(canvas, camera)
+    sun = float(camera.uniform(125, 235)), float(camera.uniform(32, 58))
+    height = np.maximum(canvas.top, canvas.crown)
+    return Scene(
+        image=sensors.photograph(canvas, albedo, sun, camera),
+        exact=sensors.majority(sensors.cover_from_above(canvas)),
+        height=sensors.mean2(sensors.inner(height)),
+        terrain=sensors.mean2(sensors.inner(canvas.terrain)),
+        points=sensors.scan(canvas, albedo[0], laser),
+        buildings=canvas.buildings,
+        streets=canvas.streets,
+        sun=sun,
+    )
+
+
+@dataclass(frozen=True)
+class _World:
+    """What determines a world; stored as world.json."""
+
+    seed: int
+    pretrain: int
+    finetune: int
+    validation: int
+    test: int
+    size_px: int
+    generator: str = "city"
+    version: int = field(default=VERSION)
+
+    def scenes(self) -> list[tuple[str, int, int]]:
+        """(name, split number, number in the split) of every scene, in order."""
+        counts = asdict(self)
+        return [(f"{split}-{i:02d}", s, i) for s, split in enumerate(_SPLITS) for i in range(counts[split])]
+
+
+def ensure_world(card: Card) -> None:
+    """Generate the embedded world of a card where its root lacks exactly this world; else do nothing.
+
+    Raises:
+        FileExistsError: The root holds something that is no embedded world; it is left alone.
+    """
+    if card.world is None:
+        return
+    options = card.world.model_dump(exclude={"generator"})
+    if _stored(card.folder) != _World(**options):
+        write_city(card.folder, **options, workers=min(2, os.cpu_count() or 1))
+
+
+def write_city(root: str | Path, *, seed: int, pretrain: int, finetune: int, validation: int, test: int,
+               size_px: int, workers: int = 1) -> Path:  # fmt: skip
+    """Write a world of city scenes as a static STAC catalogue; whole or absent.
+
+    Args:
+        root: Folder of the world; an older embedded world there is replaced.
+        seed: Seed of the whole world.
+        pretrain: Scenes per split, as the three that follow.
+        finetune: See `pretrain`.
+        validation: See `pretrain`.
+        test: See `pretrain`.
+        size_px: Side of a scene in pixels of 1 m.
+        workers: Processes to share the scenes among; the result does not depend on it.
+
+    Returns:
+        Path of catalog.json.
+
+    Raises:
+        FileExistsError: `root` holds something that is no embedded world; it is left alone.
+        RuntimeError: A process failed; the message ends with what it said.
+    """
+    root, world = Path(root), _World(seed, pretrain, finetune, validation, test, size_px)
+    if root.exists() and not (root / "world.json").is_file() and any(root.iterdir()):
+        raise FileExistsError(
+            f"{root} holds files but no world.json, so it is no embedded world and will not be overwritten; "
+            "move it away or choose another root"
+        )
+    _sweep(root)
+    scratch = root.parent / f".{root.name}.{os.getpid()}.tmp"
+    scratch.mkdir(parents=True)
+    try:
+        (scratch / "world.json").write_text(json.dumps(asdict(world), indent=1) + "\n")
+        _write_scenes(scratch, world, workers)
+        _catalogue(scratch, world)
+        _publish(scratch, root, world)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return root / "catalog.json"
+
+
+def _stored(root: Path) -> _World | None:
+    """The world that lies whole in `root`, if any."""
+    try:
+        if (root / "catalog.json").is_file():
+            return _World(**json.loads((root / "world.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        pass  # no world, or one of another make: it is written anew
+    return None
+
+
+def _sweep(root: Path) -> None:
+    """Remove what killed writers left behind."""
+    for left in root.parent.glob(f".{root.name}.*.tmp"):
+        pid = left.name.split(".")[-2]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return pid != os.getpid()
+
+
+def _publish(scratch: Path, root: Path, world: _World) -> None:
+    """Put the finished folder in its place; a writer that was faster with the same world wins."""
+    old = root.parent / f".{root.name}.{os.getpid()}.old.tmp"
+    if root.exists():
+        if _stored(root) == world:
+            return
+        os.rename(root, old)
+    os.rename(scratch, root)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_scenes(folder: Path, world: _World, workers: int) -> None:
+    """Write all scenes, in this process or in several.
+
+    Plain sub-processes rather than multiprocessing: they work from a notebook, from a script without a main guard
+    and inside the workers of a Dask cluster, whose processes may not have multiprocessing children.
+    """
+    workers = max(1, min(workers, len(world.scenes())))
+    if workers == 1:
+        return _write_part(folder, 0, 1)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    command = [sys.executable, "-m", "nbutils.simulate", str(folder)]
+    parts = [
+        subprocess.Popen([*command, str(k), str(workers)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for k in range(workers)
+    ]
+    try:
+        for part in parts:
+            said = part.communicate()[1].decode(errors="replace").strip()
+            if part.returncode:
+                raise RuntimeError(f"writing scenes to {folder} failed with code {part.returncode}: {said[-800:]}")
+    finally:
+        for part in parts:
+            if part.poll() is None:
+                part.kill()
+                part.wait()
+
+
+def _write_part(folder: Path, part: int, parts: int, parent: int | None = None) -> None:
+    """Write every `parts`-th scene, beginning with number `part`; stop when the process that asked is gone."""
+    world = _World(**json.loads((folder / "world.json").read_text()))
+    for number, (name, split, index) in list(enumerate(world.scenes()))[part::parts]:
+        if parent is not None and os.getppid() != parent:
+            return
+        scene = city_scene(np.random.SeedSequence(world.seed, spawn_key=(split, index)), world.size_px, index)
+        write_scene(folder / name, scene, scene_grid(number, world.size_px))
+        azimuth, elevation = (round(angle, 2) for angle in scene.sun)
+        about = {"sun_azimuth": azimuth, "sun_elevation": elevation, "points": len(scene.points)}
+        (folder / name / "scene.json").write_text(json.dumps(about) + "\n")
+
+
+def scene_grid(number: int, size_px: int) -> GeoBox:
+    """Grid of the scene of a running number: scenes lie side by side with gaps between them."""
+    row, column = divmod(number, _COLUMNS)
+    x, y = _CORNER[0] + column * (size_px + _GAP_M), _CORNER[1] - row * (size_px + _GAP_M)
+    return GeoBox((size_px, size_px), Affine(1, 0, x, 0, -1, y), CRS)
+
+
+def write_scene(folder: Path, scene: Scene, grid: GeoBox, *, footprints: bool = True) -> None:
+    """Write image.tif, exact.tif, points.laz and, if wanted, footprints.gpkg into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_image(folder / "image.tif", scene.image, grid)
+    write_mask(folder / "exact.tif", scene.exact, grid, legend.get("nyc8"))
+    _write_points(folder / "points.laz", scene.points, grid)
+    if footprints:
+        _write_footprints(folder / "footprints.gpkg", scene, grid)
+
+
+def _write_image(path: Path, image: NDArray[np.uint8], grid: GeoBox) -> None:
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": len(image), "height": grid.shape[0],
+               "width": grid.shape[1], "crs": CRS, "transform": grid.transform, "photometric": "minisblack",
+               "alpha": "unspecified"}  # fmt: skip
+    with MemoryFile() as memory:
+        with memory.open(**profile) as data:
+            data.write(image)
+            data.descriptions = BANDS
+            data.colorinterp = [ColorInterp[name] for name in ("undefined", "red", "green", "blue")]
+        with memory.open() as data:
+            options = {"compress": "deflate", "predictor": "2", "blocksize": "128", "overview_resampling": "average"}
+            rasterio.shutil.copy(data, path, driver="COG", **options)
+
+
+def _write_points(path: Path, points: Points, grid: GeoBox) -> None:
+    """Write LAZ; every return is unclassified, because labels must come from rules and not from codes."""
+    x0, y0 = grid.transform.c, grid.transform.f - grid.shape[0]
+    header = laspy.LasHeader(point_format=6, version="1.4")
+    header.scales, header.offsets = np.full(3, 0.01), np.array((x0, y0, 0.0))
+    header.add_crs(pyproj.CRS(CRS))
+    header.creation_date, header.generating_software = date(2024, 6, 15), "noisy-maps city"
+    cloud = laspy.LasData(header)
+    cloud.x, cloud.y, cloud.z = points.x + x0, points.y + y0, points.z
+    cloud.intensity, cloud.classification = points.intensity, np.ones(len(points), np.uint8)
+    cloud.return_number, cloud.number_of_returns = points.return_number, points.number_of_returns
+    cloud.write(path, laz_backend=laspy.LazBackend.Lazrs)
+
+
+def _write_footprints(path: Path, scene: Scene, grid: GeoBox) -> None:
+    """Write building outlines and street centre lines, cut at the edge of the scene."""
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": _FLOWN.strftime("%Y-%m-%dT%H:%M:%S.000Z")})
+    x0, y0 = grid.transform.c, grid.transform.f
+    frame = shapely.box(*grid.extent.boundingbox)
+
+    def place(xy):
+        return [(x0 + x, y0 - y) for x, y in xy]
+
+    layers = {
+        "buildings": (scene.buildings, [shapely.Polygon(place(b["corners"])) for b in scene.buildings], "corners"),
+        "roads": (scene.streets, [shapely.LineString(place(s["line"])) for s in scene.streets], "line"),
+    }
+    for layer, (rows, shapes, drop) in layers.items():
+        table = [{k: v for k, v in row.items() if k != drop} for row in rows]
+        frame_ = gpd.GeoDataFrame(table, geometry=shapely.intersection(shapes, frame), crs=CRS)
+        frame_ = frame_[~frame_.geometry.is_empty]
+        frame_.to_file(path, layer=layer, driver="GPKG", engine="pyogrio", promote_to_multi=True)
+
+
+def _catalogue(folder: Path, world: _World) -> None:
+    """Write the static STAC catalogue over the scenes in `folder`, with relative links only."""
+    catalog = pystac.Catalog(
+        id="city",
+        title="City, an embedded synthetic world",
+        description=f"Synthetic orthophotos, exact land cover and LiDAR of one invented city; seed {world.seed}.",
+    )
+    for number, (name, split, _) in enumerate(world.scenes()):
+        about = json.loads((folder / name / "scene.json").read_text())
+        catalog.add_item(_item(folder / name, name, _SPLITS[split], scene_grid(number, world.size_px), about))
+    catalog.normalize_hrefs(f"{folder}{os.sep}")  # the separator tells pystac that a name with a dot is a folder
+    catalog.make_all_asset_hrefs_relative()
+    catalog.save(catalog_type=pystac.CatalogType.SELF_CONTAINED)
+
+
+def _item(folder: Path, name: str, split: str, grid: GeoBox, about: dict) -> pystac.Item:
+    west, south, east, north = grid.extent.boundingbox
+    corners = zip((west, east, east, west), (south, south, north, north), strict=True)
+    to_lonlat = pyproj.Transformer.from_crs(CRS, "EPSG:4326", always_xy=True)
+    outline = shapely.Polygon([to_lonlat.transform(*corner) for corner in corners])
+    properties = {"split": split, "gsd": 1.0}
+    item = pystac.Item(name, shapely.geometry.mapping(outline), list(outline.bounds), _FLOWN, properties)
+    item.properties |= {f"view:{key}": about[key] for key in ("sun_azimuth", "sun_elevation")}
+    item.stac_extensions.append("https://stac-extensions.github.io/view/v1.0.0/schema.json")
+    projection = ProjectionExtension.ext(item, add_if_missing=True)
+    projection.apply(code=CRS, shape=list(grid.shape), transform=list(grid.transform)[:6])
+    for key, file, kind, role, title in (
+        ("image", "image.tif", pystac.MediaType.COG, "data", "Orthophoto: near infrared, red, green, blue"),
+        ("exact", "exact.tif", pystac.MediaType.COG, "labels", "Exact land cover, legend nyc8, 255 void"),
+        ("points", "points.laz", "application/vnd.laszip", "data", f"LiDAR, {about['points']} returns"),
+        ("footprints", "footprints.gpkg", pystac.MediaType.GEOPACKAGE, "data", "Buildings and roads"),
+    ):
+        item.add_asset(key, pystac.Asset(str(folder / file), title, media_type=kind, roles=[role]))
+    item.assets["image"].extra_fields["bands"] = [{"name": band} for band in BANDS]
+    return item
+
+
+if __name__ == "__main__":
+    _write_part(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), parent=os.getppid())

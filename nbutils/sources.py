@@ -1,0 +1,238 @@
+"""Sources: a data set is a card whose files are found, paired and split.
+
+This is the door to data for the rooms above; the cards themselves are in `nbutils.cards`, the reading and writing
+of single files in `nbutils.files`, and both are also reached from here.
+"""
+
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pystac
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+
+from nbutils import legend as legends
+from nbutils.cards import SPLITS, Card, CardError, DataMissing, Files, Inject, Lidar, Masks, few, load_card, locate
+from nbutils.files import (
+    Points,
+    SourceError,
+    fingerprint,
+    image_shape,
+    read_image,
+    read_mask,
+    read_points,
+    read_valid,
+    write_mask,
+)
+from nbutils.legend import VOID, Legend
+
+__all__ = [
+    "SPLITS",
+    "Card",
+    "CardError",
+    "DataMissing",
+    "Dataset",
+    "Inject",
+    "Lidar",
+    "Masks",
+    "Points",
+    "SourceError",
+    "Tile",
+    "fingerprint",
+    "image_shape",
+    "list_tiles",
+    "load_card",
+    "read_dataset",
+    "read_exact",
+    "read_image",
+    "read_mask",
+    "read_points",
+    "read_valid",
+    "write_mask",
+]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image with its masks: unique `name` ("<scene>/<file stem>"), `scene`, its splits, its files."""
+
+    name: str
+    scene: str
+    splits: tuple[str, ...]
+    image: Path
+    exact: Path | None
+    noisy: Path | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A card whose files are found, paired and split."""
+
+    card: Card
+    path: Path
+    tiles: tuple[Tile, ...]
+
+    def tiles_of(self, split: str) -> tuple[Tile, ...]:
+        """Return the tiles of a split ("pretrain", "finetune", "validation", "test")."""
+        if split not in SPLITS:
+            raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+        return tuple(tile for tile in self.tiles if split in tile.splits)
+
+    def scenes(self, split: str) -> tuple[str, ...]:
+        """Return the scene names of a split, in order, each once."""
+        return tuple(dict.fromkeys(tile.scene for tile in self.tiles_of(split)))
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Band names in file order."""
+        return self.card.images.bands
+
+    @cached_property
+    def exact_legend(self) -> Legend:
+        """Legend of the exact masks."""
+        return legends.get(self.card.exact.legend)
+
+    @cached_property
+    def noisy_legend(self) -> Legend:
+        """Legend of the noisy masks; that of the exact ones when the noise is injected."""
+        noisy = self.card.noisy
+        return self.exact_legend if isinstance(noisy, Inject) else legends.get(noisy.legend)
+
+    def read_image(self, tile: Tile) -> tuple[NDArray, GeoBox | None]:
+        """Read a tile's image, checked against the card's bands: (B, H, W) and its grid."""
+        image, geobox = read_image(tile.image)
+        if len(image) != len(self.bands):
+            raise SourceError(f"{tile.image}: has {len(image)} bands, the card names {len(self.bands)}: {self.bands}")
+        return image, geobox
+
+
+def read_exact(dataset: Dataset, tile: Tile) -> NDArray[np.uint8]:
+    """Read a tile's exact mask: (H, W) uint8 of the image's size, all void where the tile has none."""
+    shape = image_shape(tile.image)
+    if tile.exact is None:
+        return np.full(shape, VOID, dtype=np.uint8)
+    return read_mask(tile.exact, dataset.card.exact, dataset.exact_legend, shape=shape)
+
+
+_Key = tuple[str | None, str]
+
+
+def _group(pattern: str, path: Path, what: str) -> str:
+    found = re.search(pattern, path.as_posix())
+    if not found or found[1] is None:
+        raise CardError(f"{what}: {pattern!r} finds no name in {path.as_posix()!r}")
+    return found[1]
+
+
+def _globbed(card: Card, files: Files, part: str) -> dict[_Key, tuple[str, Path]]:
+    """Files of a glob: {(scene or None, key): (scene, path)}; a key that comes twice is an error."""
+    found: dict[_Key, tuple[str, Path]] = {}
+    for path in sorted(p for p in card.folder.glob(files.glob) if p.is_file()):
+        inside = path.relative_to(card.folder)
+        scene = _group(card.images.scene, inside, "images.scene") if card.images.scene else None
+        key = (scene, _group(files.key, inside, f"{part}.key") if files.key else path.stem)
+        if key in found:
+            raise CardError(f"{part}: {found[key][1]} and {path} have the same scene and key {key[1]!r}; set `key`")
+        found[key] = (scene or path.stem, path)
+    if not found:
+        raise DataMissing(f"no file matches {part}.glob {files.glob!r} in {card.folder}\n{card.about}")
+    return found
+
+
+def _catalogued(card: Card, files: Files, part: str) -> dict[_Key, tuple[str, Path]]:
+    """Files of an asset of a static STAC catalogue; the item id is the scene name."""
+    catalog = pystac.Catalog.from_file(str(card.folder / card.catalog))
+    found: dict[_Key, tuple[str, Path]] = {}
+    for item in sorted(catalog.get_items(recursive=True), key=lambda item: item.id):
+        if files.asset not in item.assets:
+            if part == "images":
+                raise CardError(f"{part}.asset: item {item.id!r} has no {files.asset!r}, only {few(item.assets)}")
+            continue
+        href = item.assets[files.asset].get_absolute_href()
+        path = Path(href.removeprefix("file://"))
+        if not path.is_file():
+            raise DataMissing(f"{path} of item {item.id!r} is missing\n{card.about}")
+        found[(item.id, item.id)] = (item.id, path)
+    if not found:
+        raise DataMissing(f"no item in {card.folder / card.catalog} has the asset {files.asset!r}\n{card.about}")
+    return found
+
+
+def _split_scenes(card: Card, scenes: Sequence[str]) -> dict[str, set[str]]:
+    """Scenes of every split; held-out scenes are in one split only, and every pattern finds something."""
+    chosen: dict[str, set[str]] = {}
+    for split in SPLITS:
+        patterns = getattr(card.split, split)
+        if patterns is None:
+            continue
+        chosen[split] = set()
+        for pattern in patterns:
+            if not (hits := fnmatch.filter(scenes, pattern)):
+                raise CardError(f"split.{split}: {pattern!r} matches no scene; there are {few(scenes, 12)}")
+            chosen[split].update(hits)
+    for held, other in (("test", "validation"), *((h, s) for h in ("test", "validation") for s in SPLITS[:2])):
+        if both := chosen[held] & chosen.get(other, set()):
+            raise CardError(
+                f"split.{held} and split.{other} share scene(s) {few(sorted(both))}; a scene is held out once"
+            )
+    rest = set(scenes) - chosen["test"] - chosen["validation"]
+    for split in SPLITS[:2]:
+        chosen.setdefault(split, rest)
+        if not chosen[split]:
+            raise CardError(f"split.{split}: no scene is left; there are {few(scenes, 12)}")
+    return chosen
+
+
+def _check_pairs(card: Card, part: str, images: dict, masks: dict, needed: Iterable[_Key]) -> None:
+    """Every mask has an image, and every image that needs a mask has one."""
+    if extra := [str(path) for key, (_, path) in masks.items() if key not in images]:
+        raise CardError(f"{part}: {len(extra)} file(s) have no image of the same scene and key: {few(extra)}")
+    if lonely := [str(images[key][1]) for key in needed if key not in masks]:
+        where = "split.pretrain" if part == "noisy" else "split.finetune"
+        raise CardError(
+            f"{part}: {len(lonely)} image(s) have no file: {few(lonely)}\n"
+            f"  add the files, set `key` on images and {part}, or name the scenes that have them in {where}"
+        )
+
+
+def list_tiles(card: Card) -> tuple[Tile, ...]:
+    """Find, pair and split the files of a card.
+
+    Raises:
+        DataMissing: the root, the catalogue or the files are not there.
+        CardError: files without a partner, splits that overlap or match nothing, names that are not unique.
+    """
+    if not card.folder.is_dir() or (card.catalog and not (card.folder / card.catalog).is_file()):
+        missing = card.folder / card.catalog if card.catalog and card.folder.is_dir() else card.folder
+        raise DataMissing(f"the data are not here: {missing} is missing\n{card.about}")
+    find = _catalogued if card.catalog else _globbed
+    images = find(card, card.images, "images")
+    exact = find(card, card.exact, "exact")
+    noisy = {} if isinstance(card.noisy, Inject) else find(card, card.noisy, "noisy")
+    splits = _split_scenes(card, sorted({scene for scene, _ in images.values()}))
+    within = {key: tuple(s for s in SPLITS if scene in splits[s]) for key, (scene, _) in images.items()}
+    inject = isinstance(card.noisy, Inject)
+    _check_pairs(card, "exact", images, exact, [k for k, s in within.items() if inject or set(s) - {"pretrain"}])
+    _check_pairs(card, "noisy", images, noisy, [k for k, s in within.items() if not inject and "pretrain" in s])
+    tiles = []
+    for key, (scene, path) in images.items():
+        masks = (exact.get(key, (None, None))[1], noisy.get(key, (None, None))[1])
+        tiles.append(Tile(f"{scene}/{path.stem}", scene, within[key], path, *masks))
+    if twice := [name for name, count in Counter(t.name for t in tiles).items() if count > 1]:
+        raise CardError(f"images: {few(twice)} name several files; let images.scene tell them apart")
+    return tuple(tiles)
+
+
+def read_dataset(card_path: str | Path) -> Dataset:
+    """Read a card and find its files; nothing is generated (`patches.open_dataset` does that)."""
+    card = load_card(card_path)
+    try:
+        return Dataset(card, locate(card_path), list_tiles(card))
+    except CardError as error:
+        raise CardError(f"{locate(card_path)}: {error}") from None

@@ -1,0 +1,153 @@
+"""The result store: a run, its key, its result on disk.
+
+A `Run` is everything that determines a result. Its canonical JSON is hashed to a key; the result lives in
+``data/runs/<key>/`` as ``run.json``, ``weights.safetensors`` and ``card.json``. A result is written under a temporary
+name, flushed and renamed, so that it is whole or absent, and two processes that compute the same run do no harm.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from nbutils import ROOT, networks, patches, statistics
+
+RUNS = ROOT / "data" / "runs"
+
+
+class StoreError(RuntimeError):
+    """A stored run cannot be read, or is not the run that was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that determines a result.
+
+    Attributes:
+        stage: ``pretrain`` or ``finetune``.
+        data: Name of the data set.
+        fingerprint: SHA-256 of its patches.
+        arm: What the encoder saw before fine-tuning: random, moco, noisy or exact.
+        encoder: Encoder name.
+        decoder: Decoder name, empty where none is trained (moco).
+        width: Decoder width, ``slim`` or ``full``.
+        target: Masks learned from, ``noisy`` or ``exact``, empty for moco.
+        classes: Number of classes predicted, 0 where none are.
+        budget: Number of labelled patches; None for the whole split.
+        frozen: Whether the encoder's weights and BatchNorm statistics stay fixed.
+        steps: Optimiser steps.
+        batch_size: Patches per step.
+        learning_rate: Peak learning rate.
+        seed: Of weights, order, augmentation and the draw of the budget.
+        precision: ``fp32`` or ``bf16``.
+        code: Digest of the code that computes results.
+        parent: The pretraining whose encoder is carried over; None for a random encoder.
+    """
+
+    stage: str
+    data: str
+    fingerprint: str
+    arm: str
+    encoder: str
+    decoder: str
+    width: str
+    target: str
+    classes: int
+    budget: int | None
+    frozen: bool
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    precision: str
+    code: str
+    parent: "Run | None" = None
+
+    @property
+    def key(self) -> str:
+        """The run's name in the store: the first 20 hex digits of the SHA-256 of its canonical JSON."""
+        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:20]
+
+    @property
+    def image_passes(self) -> int:
+        """Number of patches drawn in training; arms compared with one another have the same."""
+        return self.steps * self.batch_size
+
+    def __str__(self) -> str:
+        words = [self.stage, self.data, self.arm, self.decoder]
+        if self.stage == "finetune":
+            words += [f"{self.budget} patches", "frozen" if self.frozen else "fine-tuned"]
+        return " ".join(word for word in [*words, f"seed {self.seed}"] if word)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave.
+
+    Attributes:
+        run: The run.
+        counts: Per split and scene a (K, K) table of pixel counts, rows exact, columns predicted; empty for moco.
+        curve: Loss over training.
+        seconds: Wall time of training and evaluation.
+        parameters: Number of weights.
+        provenance: Machine, package versions, time.
+        folder: Where it is stored.
+    """
+
+    run: Run
+    counts: dict[str, dict[str, list[list[int]]]]
+    curve: list[dict[str, float]]
+    seconds: float
+    parameters: int
+    provenance: dict[str, str]
+    folder: Path
+
+    def scene_counts(self, split: str = "test") -> np.ndarray:
+        """Return the counts of a split's scenes, in the order of their names, (C, K, K) int64."""
+        return np.array([self.counts[split][scene] for scene in sorted(self.counts[split])], dtype=np.int64)
+
+    def mean_iou(self, split: str = "test") -> float:
+        """Return the mean IoU of a split, pixels pooled over its scenes; NaN where nothing is predicted."""
+        return float(statistics.mean_iou(self.scene_counts(split).sum(axis=0))) if self.counts else float("nan")
+
+
+def read(run: Run, store: Path = RUNS) -> Result:
+    """Read a stored result.
+
+    Raises:
+        StoreError: It is not there, cannot be read, or belongs to another run.
+    """
+    folder = store / run.key
+    try:
+        record = json.loads((folder / "run.json").read_text())
+        stored = record.pop("run")
+        result = Result(run=run, folder=folder, **record)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder / 'run.json'} cannot be read ({error}); delete the folder and run again") from error
+    if stored != asdict(run):
+        raise StoreError(f"{folder} holds another run; delete the folder and run again")
+    return result
+
+
+def write(store: Path, key: str, record: dict, state: Mapping[str, Tensor], card: networks.WeightCard) -> None:
+    """Write a result under a temporary name, flush it, rename it."""
+    store.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=store))
+    try:
+        networks.save(scratch, state, card)
+        with open(scratch / "run.json", "w") as file:
+            json.dump(record, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        patches.publish(scratch, store / key)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

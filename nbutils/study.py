@@ -1,0 +1,367 @@
+"""The experiment: describe runs, execute one, execute many at once, put their results in a table.
+
+Asking for a run whose result is stored costs a file read, so notebooks share results and an interrupted study goes on
+where it stopped.
+"""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import dask
+import numpy as np
+import pandas as pd
+import torch
+from distributed import Client, LocalCluster, as_completed
+from torch import nn
+from tqdm.auto import tqdm
+
+from nbutils import ROOT, networks, objectives, patches, training
+from nbutils.patches import PatchSet
+from nbutils.store import RUNS, Result, Run, read, write
+
+ARMS = ("random", "moco", "noisy", "exact")
+LEARNING_RATES = {"moco": 1e-3, "noisy": 2e-3, "exact": 2e-3, "finetune": 2e-3}
+_PACKAGES = ("torch", "segmentation-models-pytorch", "timm", "lightly", "lightning-fabric", "numpy")
+
+
+def pretraining(
+    data: PatchSet,
+    arm: str,
+    *,
+    encoder: str,
+    width: str,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    precision: str,
+    learning_rate: float | None = None,
+) -> Run:
+    """Describe the pretraining of one arm: moco sees the images, noisy and exact also the masks of that name."""
+    if arm not in ARMS[1:]:
+        raise ValueError(f"unknown arm {arm!r}; those that pretrain: {', '.join(ARMS[1:])}")
+    target = "" if arm == "moco" else arm
+    return Run(
+        stage="pretrain",
+        data=data.name,
+        fingerprint=data.fingerprint,
+        arm=arm,
+        encoder=encoder,
+        decoder="unet" if target else "",
+        width=width,
+        target=target,
+        classes=len(data.legend_of(target)) if target else 0,
+        budget=None,
+        frozen=False,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate or LEARNING_RATES[arm],
+        seed=seed,
+        precision=_precision(precision),
+        code=_code(),
+    )
+
+
+def finetuning(
+    data: PatchSet,
+    parent: Run | None,
+    *,
+    encoder: str,
+    width: str,
+    decoder: str,
+    budget: int,
+    frozen: bool,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    precision: str,
+    learning_rate: float | None = None,
+) -> Run:
+    """Describe fine-tuning on `budget` exactly labelled patches, with a new decoder on the parent's encoder."""
+    return Run(
+        stage="finetune",
+        data=data.name,
+        fingerprint=data.fingerprint,
+        arm=parent.arm if parent else "random",
+        encoder=encoder,
+        decoder=decoder,
+        width=width,
+        target="exact",
+        classes=len(data.exact_legend),
+        budget=budget,
+        frozen=frozen,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate or LEARNING_RATES["finetune"],
+        seed=seed,
+        precision=_precision(precision),
+        code=_code(),
+        parent=parent,
+    )
+
+
+def execute(run: Run, store: Path = RUNS) -> Result:
+    """Return the run's result, computing and storing it first if it is not there.
+
+    Computes on one thread, so that the bits do not depend on how many runs share the machine.
+
+    Raises:
+        StoreError: The parent's result is missing or unreadable.
+        training.TrainingError: The training diverged; nothing is stored.
+    """
+    if (store / run.key).is_dir():
+        return read(run, store)
+    with _one_thread():
+        start = time.perf_counter()
+        data = patches.load(run.fingerprint)
+        trained, curve = _train(run, data, store)
+        counts = _evaluate(run, trained, data)
+        seconds = time.perf_counter() - start
+    record = {
+        "run": asdict(run),
+        "counts": counts,
+        "curve": curve,
+        "seconds": round(seconds, 2),
+        "parameters": networks.count_parameters(trained),
+        "provenance": _provenance(),
+    }
+    card = networks.WeightCard(
+        encoder=run.encoder,
+        arm=run.arm,
+        bands=data.bands,
+        scale=data.scale,
+        mean=data.mean,
+        std=data.std,
+        patch_px=data.patch_px,
+        gsd_m=data.gsd_m,
+        legend=data.legend_of(run.target).name if run.target else None,
+        run=run.key,
+        licence=data.licence,
+    )
+    write(store, run.key, record, trained.state_dict(), card)
+    return read(run, store)
+
+
+def run_many(runs: Sequence[Run], *, workers: int = 2, store: Path = RUNS) -> list[Result]:
+    """Return the results of many runs, computing those that are missing, parents first.
+
+    Args:
+        runs: In any order; repeats are computed once.
+        workers: Processes of one thread each on a local Dask cluster; 1 computes here.
+        store: Folder of the results.
+
+    Returns:
+        One result per run, in the order of `runs`.
+    """
+    missing = [run for run in _parents_first(runs) if not (store / run.key).is_dir()]
+    if missing:
+        store.mkdir(parents=True, exist_ok=True)
+        finished = _on_cluster(missing, workers, store) if workers > 1 else (execute(run, store) for run in missing)
+        start = time.perf_counter()
+        for done, result in enumerate(tqdm(finished, total=len(missing), disable=not watched()), start=1):
+            left = (time.perf_counter() - start) / done * (len(missing) - done)
+            _log(
+                store,
+                f"[{done}/{len(missing)}] {result.run}: {_summary(result)}, about {left / 60:.1f} min left",
+            )
+    return [read(run, store) for run in runs]
+
+
+def network_of(result: Result, data: PatchSet) -> nn.Module:
+    """Rebuild the segmentation network of a supervised result with its trained weights."""
+    run = result.run
+    state, _ = networks.load(result.folder, bands=data.bands)
+    network = _build(run, data, run.decoder, run.classes)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def encoder_of(result: Result | None, data: PatchSet, *, encoder: str, seed: int = 0) -> nn.Module:
+    """Return the encoder a result trained; without a result the random one of that seed."""
+    network = networks.build(encoder, "unet", in_channels=len(data.bands), n_classes=2, seed=seed, width="slim")
+    if result is not None:
+        networks.load_encoder(network, _encoder_weights(result.folder, data))
+    return network.encoder.eval()
+
+
+def table(results: Sequence[Result]) -> pd.DataFrame:
+    """Return one row per result: what was asked, what came out, what it cost, and the keys to trace it by."""
+    rows = []
+    for result in results:
+        run = result.run
+        rows.append(
+            {
+                "data": run.data,
+                "stage": run.stage,
+                "arm": run.arm,
+                "decoder": run.decoder,
+                "frozen": run.frozen,
+                "budget": run.budget,
+                "seed": run.seed,
+                "miou": result.mean_iou(),
+                "validation_miou": result.mean_iou("validation"),
+                "steps": run.steps,
+                "image_passes": run.image_passes,
+                "seconds": result.seconds,
+                "parameters": result.parameters,
+                "run": run.key,
+                "pretraining": run.parent.key if run.parent else "",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def stack(results: Sequence[Result], **fixed) -> np.ndarray:
+    """Stack the test counts of the results whose run has these fields, ordered by seed: (S, C, K, K).
+
+    Raises:
+        ValueError: No result fits.
+    """
+    chosen = [r for r in results if all(getattr(r.run, name) == value for name, value in fixed.items())]
+    if not chosen:
+        raise ValueError(f"no result with {fixed}")
+    return np.stack([result.scene_counts() for result in sorted(chosen, key=lambda r: r.run.seed)])
+
+
+def watched() -> bool:
+    """Whether a person watches: a terminal, or a kernel that a Jupyter server started."""
+    return bool(os.environ.get("JPY_SESSION_NAME")) or ("ipykernel" not in sys.modules and sys.stderr.isatty())
+
+
+def _train(run: Run, data: PatchSet, store: Path) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Train what the run describes; return the module whose weights are kept, and the loss curve."""
+    plan = training.Plan(
+        steps=run.steps,
+        batch_size=run.batch_size,
+        learning_rate=run.learning_rate,
+        precision=run.precision,
+        seed=run.seed,
+    )
+    chosen = data.split(run.stage)
+    if run.budget is not None:
+        chosen = chosen.budget(run.budget, run.seed)
+    if run.arm == "moco" and run.stage == "pretrain":
+        trained = _Encoder(_build(run, data, "unet", 2).encoder)
+        objective = objectives.MoCo(trained.encoder, seed=run.seed)
+        return trained, training.fit(objective, chosen, "noisy", plan)
+    network = _build(run, data, run.decoder, run.classes)
+    if run.parent is not None:
+        networks.load_encoder(network, _encoder_weights(store / run.parent.key, data))
+    if run.frozen:
+        networks.freeze_encoder(network)
+    return network, training.fit(objectives.Supervised(network), chosen, run.target, plan)
+
+
+def _evaluate(run: Run, trained: nn.Module, data: PatchSet) -> dict[str, dict[str, list[list[int]]]]:
+    """Count predictions against the exact masks, in the legend the network predicts, per split and scene."""
+    if not run.target:
+        return {}
+    counts = {}
+    for split in ("validation", "test"):
+        part = data.split(split)
+        exact = part.masks["exact"] if run.target == "exact" else part.exact_as_noisy()
+        scenes = training.evaluate(trained, part, exact, run.classes, precision=run.precision)
+        counts[split] = {scene: table.tolist() for scene, table in scenes.items()}
+    return counts
+
+
+class _Encoder(nn.Module):
+    """Holds an encoder alone, so that its weights are stored under the same names as in a whole network."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+
+def _build(run: Run, data: PatchSet, decoder: str, classes: int) -> nn.Module:
+    return networks.build(
+        run.encoder, decoder, in_channels=len(data.bands), n_classes=classes, seed=run.seed, width=run.width
+    )
+
+
+def _encoder_weights(folder: Path, data: PatchSet) -> dict[str, torch.Tensor]:
+    state, _ = networks.load(folder, bands=data.bands)
+    prefix = "encoder."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _parents_first(runs: Sequence[Run]) -> list[Run]:
+    ordered = {}
+    for run in runs:
+        if run.parent is not None:
+            ordered[run.parent.key] = run.parent
+    for run in runs:
+        ordered.setdefault(run.key, run)
+    return list(ordered.values())
+
+
+def _on_cluster(missing: Sequence[Run], workers: int, store: Path) -> Iterator[Result]:
+    """Compute runs on a local Dask cluster, yielding each as it finishes."""
+    settings = {
+        "temporary-directory": str(ROOT / "data" / "cache" / "dask"),
+        "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": 1,
+        "distributed.logging.distributed": "error",
+    }
+    with (
+        dask.config.set(settings),
+        LocalCluster(min(workers, len(missing)), threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        futures = {}
+        for run in missing:
+            after = futures.get(run.parent.key) if run.parent else None
+            futures[run.key] = client.submit(_task, run, store, after, key=run.key, retries=1)
+        for future in as_completed(futures.values()):
+            yield future.result()
+
+
+def _task(run: Run, store: Path, parent: Result | None) -> Result:
+    """Execute on a worker; `parent` only makes Dask wait for it."""
+    return execute(run, store)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@cache
+def _code() -> str:
+    rooms = (networks, objectives, training, patches, _train, _evaluate)
+    return patches.code_digest(*rooms)[:16]
+
+
+def _precision(asked: str) -> str:
+    return training.fastest_precision() if asked == "auto" else asked
+
+
+def _provenance() -> dict[str, str]:
+    return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "processor": training.processor(),
+        **{name: version(name) for name in _PACKAGES},
+    }
+
+
+def _summary(result: Result) -> str:
+    score = f"mIoU {result.mean_iou():.3f}" if result.counts else f"loss {result.curve[-1]['loss']:.3f}"
+    return f"{score}, {result.seconds:.1f} s"
+
+
+def _log(store: Path, line: str) -> None:
+    with open(store / "log.txt", "a") as file:
+        file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")

@@ -1,0 +1,23 @@
+"""Shared settings of the tests: one thread each, nothing from the network, no caches outside build/."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import configuration, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before numpy and torch are imported
+    os.environ.setdefault(name, "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # pretrained weights are never downloaded
+
+configuration.set_hypothesis_home_dir(ROOT / "build/hypothesis")
+settings.register_profile("study", deadline=None, derandomize=True)  # the same examples on every machine
+settings.load_profile("study")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository root."""
+    return ROOT

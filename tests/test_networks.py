@@ -1,0 +1,117 @@
+"""Networks: the same seed gives the same weights, frozen means frozen, weights travel with their card."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from nbutils import networks
+
+CARD = networks.WeightCard(
+    encoder="tu-test_resnet",
+    arm="noisy",
+    bands=("nir", "red"),
+    scale=255.0,
+    mean=(0.4, 0.3),
+    std=(0.1, 0.2),
+    patch_px=64,
+    gsd_m=1.0,
+    legend="autogeo4",
+    run="0" * 20,
+    licence="CC0",
+)
+
+
+def _network(decoder="unet", seed=0, bands=2) -> nn.Module:
+    return networks.build(
+        "tu-test_resnet", decoder, in_channels=bands, n_classes=3, seed=seed, width="slim"
+    )
+
+
+@pytest.mark.parametrize("width", networks.WIDTHS)
+@pytest.mark.parametrize("decoder", networks.DECODERS)
+def test_every_decoder_gives_one_logit_per_class_and_pixel(decoder, width):
+    network = networks.build("tu-test_resnet", decoder, in_channels=5, n_classes=3, seed=0, width=width)
+    assert network.eval()(torch.rand(2, 5, 64, 64)).shape == (2, 3, 64, 64)
+
+
+def test_seed_decides_the_weights_and_the_global_generator_is_left_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    a, b, c = _network(seed=0), _network(seed=0), _network(seed=1)
+    assert torch.equal(torch.rand(1), expected)
+    first = [next(iter(n.encoder.parameters())) for n in (a, b, c)]
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+
+
+def test_the_random_encoder_is_the_same_under_every_decoder():
+    states = [networks.encoder_state(_network(decoder)) for decoder in networks.DECODERS]
+    for state in states[1:]:
+        assert all(torch.equal(states[0][name], state[name]) for name in states[0])
+
+
+def test_frozen_means_weights_and_batchnorm_statistics():
+    network = _network()
+    networks.freeze_encoder(network)
+    before = networks.encoder_state(network)
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    network(torch.rand(4, 2, 32, 32) * 9).sum().backward()
+    optimizer.step()
+    after = network.encoder.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert network.decoder.training and not any(module.training for module in network.encoder.modules())
+
+
+def test_weights_and_card_survive_the_disk(tmp_path):
+    source, target = _network(seed=0), _network("fpn", seed=1)
+    networks.save(tmp_path, networks.encoder_state(source), CARD)
+    state, card = networks.load(tmp_path, bands=("nir", "red"))
+    networks.load_encoder(target, state)
+    assert card == CARD
+    image = torch.rand(1, 2, 32, 32)
+    for a, b in zip(source.eval().encoder(image), target.eval().encoder(image), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_images_that_do_not_match_the_card_are_refused(tmp_path):
+    networks.save(tmp_path, networks.encoder_state(_network()), CARD)
+    with pytest.raises(networks.WeightsError, match="trained on bands nir, red, the images have red, nir"):
+        networks.load(tmp_path, bands=("red", "nir"))
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "card.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "half", "noise"])
+def test_damaged_weight_files_are_named(tmp_path, name, damage):
+    networks.save(tmp_path, networks.encoder_state(_network()), CARD)
+    path = tmp_path / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes({"empty": b"", "half": content[: len(content) // 2], "noise": b"\xff" * 64}[damage])
+    with pytest.raises(networks.WeightsError, match=str(tmp_path)):
+        networks.load(tmp_path)
+
+
+def test_a_card_with_an_unknown_field_is_refused(tmp_path):
+    networks.save(tmp_path, networks.encoder_state(_network()), CARD)
+    fields = json.loads((tmp_path / "card.json").read_text())
+    (tmp_path / "card.json").write_text(json.dumps(fields | {"colour": "red"}))
+    with pytest.raises(networks.WeightsError, match="colour"):
+        networks.load(tmp_path)
+
+
+def test_weights_of_another_encoder_or_band_count_are_refused():
+    with pytest.raises(networks.WeightsError, match="number of bands"):
+        networks.load_encoder(_network(), networks.encoder_state(_network(bands=3)))
+    with pytest.raises(networks.WeightsError, match="another encoder"):
+        networks.load_encoder(_network(), {"conv.weight": torch.zeros(1)})
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(ValueError, match="unet, deeplabv3plus, fpn"):
+        _network("unnet")
+    with pytest.raises(ValueError, match="slim, full"):
+        networks.build("tu-test_resnet", "unet", in_channels=2, n_classes=2, seed=0, width="thin")

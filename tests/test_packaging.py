@@ -1,0 +1,109 @@
+"""Packages are named once, the tested set satisfies them, and tracked files name nobody's machine."""
+
+import re
+import subprocess
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import nbutils
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+TESTED_EXTRAS = ("notebooks", "test")
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    return [Requirement(line) for line in [*PROJECT["dependencies"], *(x for e in extras for x in EXTRAS[e])]]
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [re.fullmatch(r"([\w.-]+)==([\w.]+)", line) for line in lines if line and not line.startswith("#")]
+    assert all(pins), "constraints.txt holds exact pins without local labels only"
+    return {canonicalize_name(pin[1]): pin[2] for pin in pins}
+
+
+def imported(folder: str) -> set[str]:
+    """Top-level modules that the Python files and notebooks of a folder import."""
+    texts = [path.read_text() for path in (ROOT / folder).glob("*.py")]
+    for path in (ROOT / folder).glob("*.ipynb"):
+        texts += [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    return set(re.findall(r"^\s*(?:from|import) (\w+)", "\n".join(texts), re.MULTILINE))
+
+
+def test_environment_names_no_package_that_pyproject_does_not():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [item for item in environment["dependencies"] if isinstance(item, str)]
+    (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
+    assert [re.match(r"\w+", item)[0] for item in conda] == ["python", "pip"]
+    assert conda[0] == f"python{PROJECT['requires-python']}"
+    assert pip == ["-c constraints.txt", f"-e .[{','.join(TESTED_EXTRAS)}]"]
+
+
+def test_bounds_are_from_below_only():
+    for requirement in requirements(*EXTRAS):
+        assert [bound.operator for bound in requirement.specifier] == [">="], requirement
+    assert PROJECT["requires-python"].startswith(">=")
+
+
+def test_constraints_hold_a_version_of_every_package_within_its_bound():
+    pins = constraints()
+    for requirement in requirements(*TESTED_EXTRAS):
+        version = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} against {version}"
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [
+        ("nbutils", ()),
+        ("benchmarks", ()),
+        ("notebooks", ("notebooks",)),
+        ("tools", ("notebooks",)),
+        ("tests", TESTED_EXTRAS),
+    ],
+)
+def test_every_imported_package_is_named_in_pyproject(folder, extras):
+    owners = packages_distributions()  # modules of installed packages: the standard library is not among them
+    named = {canonicalize_name(requirement.name) for requirement in requirements(*extras)} | {"noisy-maps"}
+    missing = {
+        module
+        for module in imported(folder)
+        if module in owners and not named & {canonicalize_name(owner) for owner in owners[module]}
+    }
+    assert not missing
+
+
+def test_versions_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert nbutils.__version__ == PROJECT["version"] == citation["version"]
+    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_tracked_files_name_no_machine():
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode or not listed.stdout:
+        pytest.skip("not a git checkout")
+    pattern = re.compile(r"(?<![\w.])/(?:work|home/\w|Users/\w|root)/|file:///|localhost:\d")
+    found = {}
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".cfg", ".cff", ".ipynb", ".json", ""}:
+            hit = pattern.search(path.read_text(errors="replace"))
+            if hit and path != Path(__file__).resolve() and path.name != "test_notebook_state.py":
+                found[name] = hit[0]
+    assert not found

@@ -1,0 +1,168 @@
+"""Runs: keys, whole-or-absent results, the same bits however many workers, and what an interruption leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from toy import toy_patches
+
+from nbutils import ROOT, patches, store, study
+
+COMMON = dict(encoder="tu-test_resnet", width="slim", steps=3, batch_size=4, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    data = toy_patches()
+    patches.store(data)  # workers find it by its fingerprint
+    yield data
+    for path in (patches.CACHE / data.fingerprint).iterdir():
+        path.unlink()
+    (patches.CACHE / data.fingerprint).rmdir()
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return tmp_path / "runs"
+
+
+def _pretraining(data, arm="noisy", seed=0):
+    return study.pretraining(data, arm, seed=seed, **COMMON)
+
+
+def _finetuning(data, parent, **changes):
+    settings = {**COMMON, "decoder": "fpn", "budget": 5, "frozen": True, "seed": 0, **changes}
+    return study.finetuning(data, parent, **settings)
+
+
+def test_every_field_of_a_run_changes_its_key(data):
+    run = _finetuning(data, _pretraining(data))
+    changed = {"budget": 6, "frozen": False, "steps": 9, "batch_size": 9, "learning_rate": 0.5, "seed": 9, "classes": 9}
+    changed["parent"] = None
+    keys = {replace(run, **{f.name: changed.get(f.name, "other")}).key for f in fields(run)}
+    assert len(keys | {run.key}) == len(fields(run)) + 1
+
+
+def test_arms_see_the_same_images_for_the_same_number_of_passes(data):
+    passes = {arm: _pretraining(data, arm).image_passes for arm in study.ARMS[1:]}
+    assert len(set(passes.values())) == 1
+
+
+def test_unknown_arm_is_refused(data):
+    with pytest.raises(ValueError, match="moco, noisy, exact"):
+        _pretraining(data, "noisey")
+
+
+def test_same_bits_with_one_worker_and_with_two(data, runs):
+    asked = [_finetuning(data, parent) for parent in (_pretraining(data), _pretraining(data, "moco"), None)]
+    one = study.run_many(asked, workers=1, store=runs / "one")
+    two = study.run_many(asked[::-1], workers=2, store=runs / "two")[::-1]
+    for a, b in zip(one, two, strict=True):
+        assert a.run == b.run and a.counts == b.counts and a.curve == b.curve
+        assert (a.folder / "weights.safetensors").read_bytes() == (b.folder / "weights.safetensors").read_bytes()
+
+
+def test_a_stored_run_is_read_not_computed(data, runs, monkeypatch):
+    run = _pretraining(data)
+    first = study.execute(run, runs)
+    monkeypatch.setattr(study, "_train", None)
+    assert study.run_many([run, run], store=runs) == [first, first]
+
+
+def test_a_result_can_be_used_again(data, runs):
+    result = study.execute(_pretraining(data), runs)
+    from nbutils import training
+
+    part = data.split("test")
+    counts = training.evaluate(study.network_of(result, data), part, part.exact_as_noisy(), 4)
+    assert {scene: table.tolist() for scene, table in counts.items()} == result.counts["test"]
+    card = json.loads((result.folder / "card.json").read_text())
+    assert (card["bands"], card["legend"], card["run"]) == (list(data.bands), "autogeo4", result.run.key)
+
+
+def test_a_frozen_encoder_keeps_the_parents_bits(data, runs):
+    parent = study.execute(_pretraining(data), runs)
+    child = study.execute(_finetuning(data, parent.run), runs)
+    loose = study.execute(_finetuning(data, parent.run, frozen=False), runs)
+    states = [study._encoder_weights(result.folder, data) for result in (parent, child, loose)]
+    assert all((states[0][name] == states[1][name]).all() for name in states[0])
+    assert any((states[0][name] != states[2][name]).any() for name in states[0])
+
+
+def test_a_child_without_its_parent_is_an_error(data, runs):
+    from nbutils.networks import WeightsError
+
+    with pytest.raises(WeightsError, match="redo the run"):
+        study.execute(_finetuning(data, _pretraining(data)), runs)
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "other run", "gone"])
+def test_damaged_results_are_named(data, runs, damage):
+    result = study.execute(_pretraining(data), runs)
+    path = result.folder / "run.json"
+    content = path.read_text()
+    path.unlink()
+    if damage != "gone":
+        other = content.replace('"seed": 0', '"seed": 1')
+        path.write_text({"empty": "", "half": content[: len(content) // 2], "other run": other}[damage])
+    with pytest.raises(store.StoreError, match=result.run.key):
+        study.run_many([result.run], store=runs)
+
+
+def test_a_failed_run_leaves_nothing(data, runs):
+    from nbutils.training import TrainingError
+
+    with pytest.raises(TrainingError):
+        study.execute(replace(_pretraining(data), learning_rate=1e30, steps=6), runs)
+    assert not runs.exists() or not list(runs.iterdir())
+
+
+def test_table_and_stack(data, runs):
+    asked = [_pretraining(data, seed=seed) for seed in (1, 0)]
+    results = study.run_many(asked, workers=1, store=runs)
+    table = study.table(results)
+    assert table["run"].tolist() == [run.key for run in asked] and table["miou"].between(0, 1).all()
+    stacked = study.stack(results, arm="noisy")
+    assert stacked.shape == (2, 2, 4, 4) and np.array_equal(stacked[0], results[1].scene_counts())
+    with pytest.raises(ValueError, match="no result"):
+        study.stack(results, arm="dino")
+
+
+SCRIPT = """
+from pathlib import Path
+import sys
+sys.path.insert(0, {tests!r})
+from toy import toy_patches
+from nbutils import study
+runs = [study.pretraining(toy_patches(), "noisy", seed=seed, **{common!r}) for seed in range(6)]
+if __name__ == "__main__":
+    print("ready", flush=True)
+    study.run_many(runs, workers=1, store=Path({store!r}))
+"""
+
+
+def test_killed_at_any_moment_the_store_is_whole_and_the_rest_is_done_later(data, runs, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), common={**COMMON, "steps": 10}, store=str(runs)))
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, cwd=tmp_path)
+    process.stdout.readline()
+    deadline = time.monotonic() + 60
+    while not list(runs.glob("[0-9a-f]*/run.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    asked = [study.pretraining(data, "noisy", seed=seed, **{**COMMON, "steps": 10}) for seed in range(6)]
+    before = {path.name for path in runs.glob("[0-9a-f]*")}
+    assert 1 <= len(before) <= len(asked)
+    for run in asked:
+        if run.key in before:
+            study.read(run, runs)  # whole, or it would raise
+    killed = study.run_many(asked, workers=1, store=runs)
+    undisturbed = study.run_many(asked, workers=1, store=tmp_path / "undisturbed")
+    assert [r.counts for r in killed] == [r.counts for r in undisturbed]

@@ -1,0 +1,185 @@
+"""The drivers behind `make study`, `refresh` and the pages, on notebooks of a few cells."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pages
+import psutil
+import pytest
+import refresh
+import study
+from bs4 import BeautifulSoup
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = 'dataset = "x"  # card\noutput = ""  # folder\nn_steps = 3  # steps'
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+FIGURE = (
+    "import pathlib, PIL.Image\n"
+    "if output:\n    PIL.Image.new('L', (8, 8)).save(pathlib.Path('..') / output / '01_scene.png')"
+)
+
+
+def write_notebook(path: Path, *code: str, opening: str = "# 01 · Maps\n\n**Question.** How good is a *map*?") -> None:
+    cells = [nbformat.v4.new_markdown_cell(opening), nbformat.v4.new_code_cell(SETTINGS)]
+    cells[1].metadata["tags"] = ["parameters"]
+    for source in code:
+        kind = nbformat.v4.new_markdown_cell if source.startswith("## ") else nbformat.v4.new_code_cell
+        cells.append(kind(source))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), path)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository with nothing but the city card, in which the tools work."""
+    (tmp_path / "data/datasets").mkdir(parents=True)
+    shutil.copy(ROOT / "data/datasets/city.yaml", tmp_path / "data/datasets")
+    monkeypatch.chdir(tmp_path)
+    for tool in (study, refresh):
+        monkeypatch.setattr(tool, "ROOT", tmp_path)
+        monkeypatch.setattr(tool, "NOTEBOOKS", tmp_path / "notebooks")
+    return tmp_path
+
+
+def test_the_overview_runs_last(tmp_path):
+    for name in ("02_b", "00_overview", "01_a"):
+        write_notebook(tmp_path / f"{name}.ipynb")
+    (tmp_path / "scratch.ipynb").touch()
+    assert [path.stem for path in study.find_notebooks(tmp_path)] == ["01_a", "02_b", "00_overview"]
+
+
+def test_each_notebook_gets_what_it_knows_and_a_misspelt_name_is_an_error(tmp_path):
+    write_notebook(tmp_path / "01_a.ipynb")
+    (path,) = study.find_notebooks(tmp_path)
+    assert study.parameters_for([path], {"n_steps": 5}) == {path: {"n_steps": 5}}
+    with pytest.raises(study.StudyError, match=r"'n_stesp' - did you mean n_steps\?"):
+        study.parameters_for([path], {"n_stesp": 5})
+
+
+def test_an_unknown_profile_names_the_known(tmp_path):
+    (tmp_path / "evidence.yaml").write_text("n_steps: 9")
+    assert study.read_profile("evidence", tmp_path) == {"n_steps": 9}
+    assert study.read_profile("reading", tmp_path) == {}
+    with pytest.raises(study.StudyError, match=r"'evidense' - did you mean evidence\?; there are reading, evidence"):
+        study.read_profile("evidense", tmp_path)
+
+
+def test_lines_of_other_processes_are_echoed(tmp_path, capsys):
+    log = tmp_path / "log.txt"
+    log.write_text("before\n")
+    with study.echo_lines(log, period_s=0.01), log.open("a") as file:
+        file.write("one\ntwo\nunfinish")
+    assert capsys.readouterr().out.split() == ["one", "two"]
+
+
+@pytest.mark.notebook
+def test_study_and_refresh_end_to_end(repository, capfd):
+    source = repository / "notebooks/01_a.ipynb"
+    write_notebook(source, "## The scene\n\nWhat to *look* for.", FIGURE, "print(n_steps, dataset)")
+    stored = source.read_bytes()
+    assert study.main([]) == 0
+    told = capfd.readouterr()
+    assert told.err == ""
+    assert "[1/1] 01_a" in told.out
+    folder = repository / "build/reading/city"
+    assert "3 data/datasets/city.yaml" in str(nbformat.read(folder / "01_a.ipynb", 4).cells[-1].outputs)
+    assert source.read_bytes() == stored
+    front = (folder / "index.html").read_text()
+    assert "How good is a map?" in front
+    assert "What to look for." in front
+    assert "figures/01_scene.png" in front
+
+    assert refresh.main() == 0
+    first = source.read_bytes()
+    assert b"3 x" in first and b'"papermill"' not in first and str(repository).encode() not in first
+    assert refresh.main() == 0
+    assert source.read_bytes() == first
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize(
+    ("code", "status", "message"),
+    [
+        ("def f():\n    raise ValueError('first\\nlast')\nf()", 1, "01_a.ipynb failed in cell [3]:"),
+        ("class DataMissing(OSError): ...\nraise DataMissing('no folder x\\nget it')", 2, "no folder x\nget it\n"),
+        ("import os; os._exit(9)", 1, "01_a.ipynb: Kernel died (out of memory?)"),
+    ],
+    ids=["error", "data missing", "kernel died"],
+)
+def test_a_failing_notebook_is_named_without_a_traceback(repository, capfd, code, status, message):
+    write_notebook(repository / "notebooks/01_a.ipynb", code)
+    assert study.main([]) == status
+    told = capfd.readouterr()
+    assert message in told.err
+    assert "Traceback" not in told.out + told.err
+    if status == 1:
+        assert "build/reading/city/01_a.ipynb" in told.err
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "message"),
+    [("root: ", "rot: ", "rot"), ("world: ", "# world: ", "nowhere")],
+    ids=["misspelt key", "no data"],
+)
+def test_a_bad_card_or_missing_data_ends_before_anything_runs(repository, capfd, line, instead, message):
+    write_notebook(repository / "notebooks/01_a.ipynb", "open('ran', 'w')")
+    text = (ROOT / "data/datasets/city.yaml").read_text().replace("data/cache/city", str(repository / "nowhere"))
+    (repository / "my.yaml").write_text(text.replace(f"\n{line}", f"\n{instead}"))
+    assert study.main(["--dataset", "my.yaml"]) == 2
+    told = capfd.readouterr()
+    assert message in told.err
+    assert "Traceback" not in told.err
+    assert not (repository / "build").exists()
+
+
+@pytest.mark.notebook
+def test_interrupting_leaves_no_process(repository):
+    shutil.copytree(ROOT / "tools", repository / "tools", ignore=shutil.ignore_patterns("__pycache__"))
+    spawn = "import subprocess, pathlib, time\nchild = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+    write_notebook(repository / "notebooks/01_a.ipynb", spawn + "pathlib.Path('up').touch()\ntime.sleep(600)")
+    process = subprocess.Popen(
+        [sys.executable, str(repository / "tools/study.py")], cwd=repository, stderr=subprocess.PIPE, text=True
+    )
+    while not (repository / "notebooks/up").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert any("sleep" in child.name() for child in family)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert process.stderr.read() == "stopped; finished runs are kept and will be reused\n"
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive
+
+
+def test_pages_need_no_network(tmp_path):
+    folder, notebooks = tmp_path / "build/reading/city", tmp_path / "notebooks"
+    (tmp_path / "README.md").touch()
+    (folder / "figures").mkdir(parents=True)
+    (folder / "figures/results.csv").write_text("arm,steps,miou\nnoisy,10,0.61234\nrandom,10,0.5\n")
+    (folder / "figures/claims.csv").write_text("claim,effect,verdict\nnoisy > random,0.1,supported\n")
+    opening = "# 00 · Start\n\n[next](01_a.ipynb#x) | [< former](02_b.ipynb)\n\n"
+    opening += "See [01](01_a.ipynb) of [us](../README.md): $a_i$"
+    write_notebook(folder / "00_start.ipynb", opening=opening)
+    write_notebook(folder / "01_a.ipynb", "## Formula\n\n$$\\frac{a}{b}$$")
+    pages.write(folder, notebooks, card=ROOT / "data/datasets/city.yaml", profile="reading")
+    html = {path.stem: path.read_text() for path in folder.glob("*.html")}
+    assert set(html) == {"00_start", "01_a", "index"}
+    for text in html.values():
+        soup = BeautifulSoup(text, "html.parser")
+        assert not soup.select("script, link, iframe, [src^=http]")
+        assert not re.search(r"@import|url\(http", text)
+        for link in soup.select("a[href]"):
+            href = link["href"].partition("#")[0]
+            assert not href or href.startswith("https://") or (folder / href).exists(), href
+        assert all(image.get("alt") for image in soup.select("img"))
+    assert "<math" in html["00_start"] and 'display="block"' in html["01_a"]
+    assert "former" not in html["00_start"], "the notebook's own navigation line is replaced"
+    assert "See <a" in html["00_start"]
+    assert "0.612" in html["index"] and "steps 10" in html["index"] and "badge supported" in html["index"]

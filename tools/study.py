@@ -1,0 +1,234 @@
+"""Run the study: every notebook in order, at one profile, on one data set.
+
+    python tools/study.py --profile reading --dataset data/datasets/city.yaml
+
+Executed copies go to `build/<profile>/<data set>/`, figures and tables to `figures/` in it; `index.html` shows
+both. Notebooks run in the order of their numbers, but 00 comes last, because it shows what the others found.
+Exit status: 0 done, 1 a notebook failed, 2 wrong input (profile, card or missing data), 130 interrupted.
+"""
+
+import argparse
+import difflib
+import logging
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import papermill
+import psutil
+import yaml
+from nbclient.exceptions import DeadKernelError
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+INPUT_ERRORS = (
+    "CardError",
+    "DataMissing",
+)  # raised in a kernel: the message is the whole story
+
+
+class StudyError(Exception):
+    """The study cannot start or go on; the message is what the user needs to know."""
+
+    def __init__(self, message: str, status: int = 2):
+        super().__init__(message)
+        self.status = status
+
+
+def find_notebooks(folder: Path) -> list[Path]:
+    """Numbered notebooks of a folder in the order they run: by number, 00 last."""
+    found = sorted(
+        folder.glob("[0-9][0-9]_*.ipynb"),
+        key=lambda path: (path.name.startswith("00_"), path.name),
+    )
+    if not found:
+        raise StudyError(f"{folder}: no notebook named NN_*.ipynb")
+    return found
+
+
+def read_profile(name: str, folder: Path) -> dict[str, Any]:
+    """Parameters of a profile; `reading` is the notebooks' own defaults and has no file."""
+    path = folder / f"{name}.yaml"
+    if path.is_file():
+        values = yaml.safe_load(path.read_text()) or {}
+        if not isinstance(values, dict):
+            raise StudyError(f"{path}: expected lines of `parameter: value`, got {type(values).__name__}")
+        return values
+    if name == "reading":
+        return {}
+    known = ["reading", *sorted(p.stem for p in folder.glob("*.yaml"))]
+    raise StudyError(f"no profile {name!r}{_close(name, known)}; there are {', '.join(known)} (files in {folder})")
+
+
+def _close(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=3)
+    return f" - did you mean {' or '.join(matches)}?" if matches else ""
+
+
+def parameters_for(notebooks: list[Path], values: dict[str, Any]) -> dict[Path, dict[str, Any]]:
+    """Give each notebook the values it has parameters for.
+
+    Raises:
+        StudyError: a value that no notebook has a parameter for.
+    """
+    known = {path: set(papermill.inspect_notebook(path)) for path in notebooks}
+    everywhere = sorted(set().union(*known.values()))
+    unknown = [f"{key!r}{_close(key, everywhere)}" for key in values if key not in everywhere]
+    if unknown:
+        raise StudyError(f"no notebook has a parameter {'; '.join(unknown)}\nknown: {', '.join(everywhere)}")
+    return {path: {key: value for key, value in values.items() if key in known[path]} for path in notebooks}
+
+
+def check_dataset(card_path: Path) -> None:
+    """Read the data set card and look for its files, so that what is missing is told before anything runs."""
+    from nbutils import sources
+
+    if not card_path.is_file():
+        cards = ", ".join(str(p.relative_to(ROOT)) for p in sorted((ROOT / "data/datasets").glob("*.yaml")))
+        raise StudyError(f"no data set card {card_path}; shipped cards: {cards or 'none'}")
+    try:
+        if sources.load_card(card_path).world is None:  # else generated when it is first opened
+            sources.read_dataset(card_path)
+    except (sources.CardError, sources.DataMissing) as error:
+        raise StudyError(str(error)) from None
+
+
+def portable(path: Path) -> str:
+    """A path as notebooks print it: relative to the repository where it lies inside it."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+@contextmanager
+def echo_lines(log: Path, period_s: float = 0.5) -> Iterator[None]:
+    """Print the lines that other processes append to `log` while the block runs."""
+    done = threading.Event()
+
+    def follow(position: int) -> None:
+        finished = False
+        while not finished:
+            finished = done.wait(period_s)  # and one last look after the block has ended
+            new = log.read_bytes()[position:] if log.is_file() else b""
+            whole = new[: new.rfind(b"\n") + 1]
+            position += len(whole)
+            for line in whole.decode(errors="replace").splitlines():
+                say(f"    {line}")
+
+    thread = threading.Thread(target=follow, args=(log.stat().st_size if log.is_file() else 0,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def say(line: str) -> None:
+    """Print a line at once, above a progress bar if there is one."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+def run_notebook(path: Path, copy: Path, parameters: dict[str, Any]) -> None:
+    """Execute a notebook from its own folder into `copy`; the kernel is that of this interpreter.
+
+    Raises:
+        StudyError: a cell failed or the kernel died; status 2 when the input was at fault.
+    """
+    try:
+        papermill.execute_notebook(
+            path,
+            copy,
+            parameters=parameters,
+            kernel_name="python3",
+            cwd=path.parent,
+            progress_bar=sys.stderr.isatty(),
+            extra_arguments=["--log-level=CRITICAL"],  # of the kernel's own log; errors of cells arrive anyway
+        )
+    except papermill.PapermillExecutionError as error:
+        if error.ename in INPUT_ERRORS:
+            raise StudyError(error.evalue) from None
+        raise StudyError(describe_failure(error, path, copy), 1) from None
+    except DeadKernelError as error:
+        raise StudyError(f"{path.name}: {error} (out of memory?)\nexecuted copy: {portable(copy)}", 1) from None
+
+
+def describe_failure(error: papermill.PapermillExecutionError, path: Path, copy: Path) -> str:
+    """Notebook, cell and last line of an error, and where the traceback is."""
+    lines = error.source.strip().splitlines()
+    cell = "\n".join(f"    {line}" for line in lines[:5] + ["..."] * (len(lines) > 5))
+    last = (error.evalue.strip().splitlines() or [""])[-1]
+    where = f"{path.name} failed in cell [{error.exec_count}]:\n{cell}"
+    return f"{where}\n{error.ename}: {last}\ntraceback: {portable(copy)}"
+
+
+def run_all(notebooks: dict[Path, dict[str, Any]], folder: Path) -> None:
+    """Run notebooks with their parameters into a fresh `folder`, telling how far it is."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "figures").mkdir(parents=True)
+    for number, (path, parameters) in enumerate(notebooks.items(), 1):
+        say(f"[{number}/{len(notebooks)}] {path.stem} ...")
+        start = time.perf_counter()
+        with echo_lines(ROOT / "data/runs/log.txt"):
+            run_notebook(path, folder / path.name, parameters)
+        say(f"[{number}/{len(notebooks)}] {path.stem}: {time.perf_counter() - start:.0f} s")
+
+
+def stop_on_signals() -> None:
+    """Let Ctrl-C and `kill` end the kernel and everything it started."""
+
+    def leave(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        logging.disable()  # of what the libraries have to say about a kernel that is gone
+        family = psutil.Process().children(recursive=True)  # while parents still point to their children
+        for process in reversed(family):
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                pass
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGTERM, leave)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check the input, run the notebooks, write the pages; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Run the study at one profile on one data set.")
+    parser.add_argument("--profile", default="reading", help="a name in notebooks/profiles/ (default: reading)")
+    parser.add_argument("--dataset", default="data/datasets/city.yaml", help="card (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    logging.getLogger("papermill").setLevel(logging.WARNING)
+    start = time.perf_counter()
+    card = Path(options.dataset).expanduser()
+    card = (card if card.is_file() else ROOT / card).resolve()
+    folder = ROOT / "build" / options.profile / card.stem
+    try:
+        values = read_profile(options.profile, NOTEBOOKS / "profiles")
+        values |= {"dataset": portable(card), "output": portable(folder / "figures")}
+        notebooks = parameters_for(find_notebooks(NOTEBOOKS), values)
+        check_dataset(card)
+        say(f"profile {options.profile}, data set {portable(card)} -> {portable(folder)}")
+        run_all(notebooks, folder)
+        import pages  # after the notebooks: what it needs is no business of theirs
+
+        index = pages.write(folder, NOTEBOOKS, card=card, profile=options.profile)
+    except StudyError as error:
+        print(error, file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        print("stopped; finished runs are kept and will be reused", file=sys.stderr)
+        return 130
+    say(f"done in {(time.perf_counter() - start) / 60:.1f} min; open {index}")
+    return 0
+
+
+if __name__ == "__main__":
+    stop_on_signals()
+    sys.exit(main())

@@ -94,6 +94,8 @@ class Plan:
         rng, canvas = self.rng, self.canvas
         size = 0 if rng.random() < 0.88 else 1 if rng.random() < 0.7 else 2
         half, wide, height = ((2.25, 0.95, 1.45), (2.8, 1.05, 2.2), (5.0, 1.25, 3.5))[size]
+        if (canvas.cover[canvas.window(x, y, half)] == WATER).any():
+            return
         canvas.box(x, y, angle, half, wide, height, self.pick("car"))
         front = half * 0.42
         where, p, q = canvas.local(x + front * np.cos(angle), y + front * np.sin(angle), angle, 1.2)
@@ -174,7 +176,7 @@ def _houses(plan: Plan, block: Block) -> None:
         v = v0 + rng.uniform(1, 3)
         while v < v1 - 9:
             lot = rng.uniform(11.0, 16.5)
-            deep, wide = rng.uniform(10, 16), min(lot - 3.0, rng.uniform(8, 12.5))
+            deep, wide = rng.uniform(11, 18), min(lot - 3.0, rng.uniform(9, 13.5))
             at_v = v + wide / 2 + 0.6
             u = edge + inward * (front + rng.normal(0, 0.5) + deep / 2)
             x, y, angle = plan.streets.place(u, at_v)
@@ -252,7 +254,7 @@ def _rows(plan: Plan, block: Block) -> None:
             u, at_v = edge + inward * (front + depth / 2), v + wide / 2
             # neighbours touch: the taken rim of the last house must not refuse this one, so it counts as a wing of it
             x, y, angle = place(u, at_v)
-            look = plan.canvas.window(x, y, 2.0)
+            look = plan.canvas.window(x, y, 1.0)
             if not plan.canvas.taken[look].any():
                 plan.canvas.building(x, y, angle, depth / 2, wide / 2 + 0.1, height + rng.normal(0, 0.7),
                                      plan.pick("roof"), use="row house", wing=True)  # fmt: skip

@@ -52,6 +52,8 @@ class Canvas:
         self.crown_slope = np.zeros((2, *shape), np.float32)
         self.terrain = np.zeros(shape, np.float32)
         self.taken = np.zeros(shape, bool)  # nothing may be built here any more
+        self.barred = np.zeros(shape, bool)  # streets, railway, river with banks: not even the wing of a building
+        self.river = np.zeros(shape, bool)  # the river's course, also where bridges hide it
         self.table: list[tuple[float, ...]] = []  # materials: 4 + 4 reflectances to mix, grain
         self.buildings: list[dict] = []
         self.streets: list[dict] = []
@@ -86,9 +88,11 @@ class Canvas:
         self.paint(where, inside & ~self.taken[where] if free_only else inside, cover, material)
 
     def box(self, x, y, angle, half_p, half_q, height, material, cover=None) -> None:
-        """Put a box on whatever is there (a car, a container, a roof unit); the class stays unless `cover` is given."""
+        """Put a box on whatever is there (a car, a container, a roof unit); not on water; its class only if given."""
         where, p, q = self.local(x, y, angle, float(np.hypot(half_p, half_q)))
         inside = (np.abs(p) < half_p) & (np.abs(q) < half_q)
+        if (self.cover[where][inside] == WATER).any():
+            return
         self.top[where][inside] += np.float32(height)
         self.slope[:, where[0], where[1]][:, inside] = 0
         self.material[where][inside] = material
@@ -96,7 +100,7 @@ class Canvas:
             self.cover[where][inside] = cover
 
     def building(self, x, y, angle, half_p, half_q, height, material, roof="flat", pitch=0.0, use="house", wing=False):
-        """Draw one straight building; returns False, and draws nothing, where the ground is taken.
+        """Draw one straight building; returns False, and draws nothing, on water and where the ground is taken.
 
         Args:
             x: Centre, metres.
@@ -109,12 +113,14 @@ class Canvas:
             roof: "flat" (with a parapet), "gable" (ridge along p) or "hip".
             pitch: Rise per metre of a gable or hip roof.
             use: Written to the footprints.
-            wing: True for a part of a building just drawn: it may overlap, and the higher roof wins.
+            wing: True for a part of a building just drawn: it may overlap it, and the higher roof wins.
         """
         where, p, q = self.local(x, y, angle, float(np.hypot(half_p, half_q)) + 1.5)
         to_p, to_q = half_p - np.abs(p), half_q - np.abs(q)
         inside = (to_p > 0) & (to_q > 0)
-        if not inside.any() or (not wing and self.taken[where][inside].mean() > 0.02):
+        if not inside.any() or (self.cover[where][inside] == WATER).any():
+            return False
+        if self.barred[where][inside].mean() > 0.1 or (not wing and self.taken[where][inside].mean() > 0.02):
             return False
         rise = to_q if roof == "gable" else np.minimum(to_p, to_q)
         z = np.float32(height) + np.float32(pitch) * rise

@@ -54,6 +54,7 @@ def build_city(rng: np.random.Generator, size_px: int, style: str, river: bool, 
         _river(plan, np.minimum(to_u, to_v) < 0)
     if style in ("centre", "campus") or rng.random() < 0.25:
         _avenue(plan)
+    canvas.barred = canvas.taken.copy()
     kinds = list(FILLERS)
     for block in _blocks(plan):
         FILLERS[kinds[rng.choice(len(kinds), p=_MIX[style])]](plan, block)
@@ -159,6 +160,7 @@ def _river(plan: Plan, road) -> None:
     canvas.paint(..., bank, GRASS, plan.pick("lawn"))
     canvas.paint(..., water & ~deck, WATER, plan.ids["water"])
     canvas.taken |= shore < 8
+    canvas.river = water
     for i in np.flatnonzero((bank & ~water).ravel())[:: int(520 / plan.green)]:
         r, c = np.unravel_index(i, water.shape)
         plan.tree_at(float(canvas.x[0, c] + rng.uniform(-3, 3)), float(canvas.y[r, 0] + rng.uniform(-3, 3)))

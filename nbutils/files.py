@@ -244,9 +244,10 @@ def write_mask(path: Path, mask: NDArray[np.uint8], geobox: GeoBox | None, legen
     grid = {} if geobox is None else {"transform": geobox.transform, "crs": geobox.crs and geobox.crs.to_wkt()}
     profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "nodata": VOID, **grid}
     colours = {i: (*colour, 255) for i, colour in enumerate(legend.colours)} | {VOID: (*legends.VOID_COLOUR, 0)}
-    handle, temporary = tempfile.mkstemp(suffix=".tif", dir=path.parent)
-    os.close(handle)
-    try:
+    # a folder of its own rather than mkstemp: that file would stay readable for its owner only, whatever the umask
+    scratch = tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent, ignore_cleanup_errors=True)
+    with scratch as folder:
+        temporary = Path(folder) / "mask.tif"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with MemoryFile() as memory:
@@ -258,8 +259,6 @@ def write_mask(path: Path, mask: NDArray[np.uint8], geobox: GeoBox | None, legen
                     options = {"compress": "deflate", "overview_resampling": "nearest"}
                     rasterio.shutil.copy(data, temporary, driver="COG", **options)
         os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     return path
 
 

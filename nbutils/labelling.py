@@ -35,7 +35,7 @@ class LidarRules:
         multiple_share: Share of pulses with several returns from which a high cell is leaves.
         rough_m: Departure of the surface from a plane (3 x 3 cells) from which a high cell is leaves.
         building_m2: Smaller groups of building cells become tree, their likeliest origin.
-        road_intensity: Mean intensity, relative to that of the whole ground, below which low ground is asphalt.
+        road_intensity: Mean intensity, relative to that of bright ground, below which low ground is asphalt.
         road_low_m: Greatest height of the lowest return over a road; cars may stand higher above it.
         sparse_share: Ground that returns fewer pulses than this share of the scene's typical density (5 x 5 cells) is
             water or glass, and no road.
@@ -53,7 +53,7 @@ class LidarRules:
     multiple_share: float = 0.30
     rough_m: float = 0.75
     building_m2: float = 12.0
-    road_intensity: float = 0.72
+    road_intensity: float = 0.56
     road_low_m: float = 0.35
     sparse_share: float = 0.4
     road_width_m: float = 3.0
@@ -104,7 +104,7 @@ def measure(points: Points, grid: GeoBox, rules: LidarRules | None = None) -> xr
     Returns:
         Layers of shape (H, W), float32, NaN where nothing is known: `density` (returns per square metre), `ground`
         (metres), `height` (highest return above the ground, metres), `low` (lowest return above the ground), `multiple`
-        (share of pulses with several returns, 3 x 3 cells), `intensity` (relative to the median of the ground),
+        (share of pulses with several returns, 3 x 3 cells), `intensity` (over the 80th percentile of the ground),
         `roughness` (departure from a plane, 3 x 3 cells, metres).
     """
     rules = rules or LidarRules()
@@ -136,14 +136,15 @@ def measure(points: Points, grid: GeoBox, rules: LidarRules | None = None) -> xr
     intensity = _sum3(np.bincount(cell[single], points.intensity[inside][single], size).reshape(shape))
     intensity /= np.maximum(_sum3(np.bincount(cell[single], minlength=size).reshape(shape)), 1)
     on_ground = seen & (highest < 0.5) & (intensity > 0)
-    typical = np.median(intensity[on_ground]) if on_ground.any() else 1.0
+    # bright ground is mostly grass; the median would be asphalt itself where yards and car parks prevail
+    bright = np.percentile(intensity[on_ground], 80) if on_ground.any() else 1.0
     layers = {
         "density": count / pixel_m**2,
         "ground": ground,
         "height": highest,
         "low": lowest - ground,
         "multiple": several / np.maximum(pulses, 1),
-        "intensity": intensity / max(typical, 1e-9),
+        "intensity": intensity / max(bright, 1e-9),
         "roughness": _roughness(highest),
     }
     near = ndimage.distance_transform_edt(~seen) * pixel_m <= rules.gap_m

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 # Decoder name -> (class, settings at slim width). "full" keeps the library's defaults, sized for ResNet18 and up.
 DECODERS = {
-    "unet": (smp.Unet, {"decoder_channels": (96, 64, 48, 32, 16)}),
+    "unet": (smp.Unet, {"decoder_channels": (64, 48, 32, 24, 16)}),
     "deeplabv3plus": (smp.DeepLabV3Plus, {"decoder_channels": 64}),
     "fpn": (smp.FPN, {"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 32}),
 }

@@ -22,7 +22,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from nbutils import ROOT, labelling, legend, noise, simulate, sources
+from nbutils import ROOT, cards, files, labelling, legend, noise, simulate, sources
 from nbutils.legend import VOID, Legend
 
 CACHE = ROOT / "data" / "cache" / "patches"
@@ -65,6 +65,12 @@ class PatchSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the exact masks can be expressed in the noisy map's legend, so that one can judge the other."""
+        names = (self.exact_legend.name, self.noisy_legend.name)
+        return names[0] == names[1] or names in legend.CROSSWALKS
 
     @property
     def patch_px(self) -> int:
@@ -114,11 +120,11 @@ class PatchSet:
             ValueError: No mapping between the two legends is known.
         """
         source, target = self.exact_legend, self.noisy_legend
+        if not self.comparable:
+            raise ValueError(f"no mapping from legend {source.name!r} to {target.name!r}; add one to legend.CROSSWALKS")
         if source.name == target.name:
             return self.masks["exact"]
-        table = legend.CROSSWALKS.get((source.name, target.name))
-        if table is None:
-            raise ValueError(f"no mapping from legend {source.name!r} to {target.name!r}; add one to legend.CROSSWALKS")
+        table = legend.CROSSWALKS[source.name, target.name]
         return legend.translate(self.masks["exact"], legend.crosswalk(source, target, table))
 
 
@@ -138,7 +144,7 @@ def open_dataset(card_path: str | Path) -> sources.Dataset:
 def cut(dataset: sources.Dataset, *, size_px: int, max_patches: int, seed: int = 0, workers: int = 2) -> PatchSet:
     """Cut a data set into square patches on a regular grid, or read them back if that was done before.
 
-    Windows of the pretraining, validation and test scenes are kept unless their exact mask is wholly void; where a
+    A window is kept where its exact mask says something, for pretraining also where only the noisy one does. Where a
     split has more than `max_patches`, that many are drawn, spread over its scenes.
 
     Args:
@@ -155,14 +161,14 @@ def cut(dataset: sources.Dataset, *, size_px: int, max_patches: int, seed: int =
         sources.SourceError: A file cannot be read; the message names it.
         ValueError: No window fits, or a mask does not have its image's shape.
     """
-    files = [path for tile in dataset.tiles for path in (tile.image, tile.exact, tile.noisy) if path is not None]
+    paths = [path for tile in dataset.tiles for path in (tile.image, tile.exact, tile.noisy) if path is not None]
     recipe = {
-        "files": sources.fingerprint(files),
+        "files": sources.fingerprint(paths),
         "card": dataset.card.model_dump(mode="json", exclude={"root", "title", "get"}),
         "size_px": size_px,
         "max_patches": max_patches,
         "seed": seed,
-        "code": code_digest(sources, legend, labelling, noise, simulate),
+        "code": code_digest(cards, files, legend, sources, labelling, noise, _cut_tile, _assemble, _windows, _spread),
     }
     pointer = CACHE / f"{dataset.card.name}-{_digest(recipe)[:16]}.json"
     if pointer.exists():
@@ -271,18 +277,31 @@ def code_digest(*parts: ModuleType | Callable) -> str:
 
 
 def _cut_tile(dataset: sources.Dataset, tile: sources.Tile, size_px: int) -> dict[str, NDArray]:
-    """Cut one image and its masks: images (n, B, h, w), exact and noisy (n, h, w)."""
-    image, _ = sources.read_image(tile.image)
-    masks = {"exact": sources.read_exact(dataset, tile), "noisy": labelling.noisy_mask(dataset, tile)}
+    """Cut one image and its masks: images (n, B, h, w), exact and noisy (n, h, w).
+
+    A pixel without data in the image is void in both masks; a tile without one of the masks has it void throughout.
+    A window is kept if it can be learned from: by its exact mask, or for pretraining by its noisy one.
+    """
+    image, _ = dataset.read_image(tile)
+    shape = image.shape[1:]
+    injected = isinstance(dataset.card.noisy, sources.Inject)
+    labelled = tile.noisy is not None or (injected and tile.exact is not None)
+    masks = {
+        "exact": sources.read_exact(dataset, tile),
+        "noisy": labelling.noisy_mask(dataset, tile) if labelled else np.full(shape, VOID, np.uint8),
+    }
     for name, mask in masks.items():
-        if mask.shape != image.shape[1:]:
+        if mask.shape != shape:
             raise ValueError(
-                f"{tile.name}: the {name} mask has {mask.shape} pixels and the image {image.shape[1:]}; "
-                "put both on the same grid"
+                f"{tile.name}: the {name} mask has {mask.shape} pixels and the image {shape}; put both on the same grid"
             )
+    valid = sources.read_valid(tile.image)
+    masks = {name: np.where(valid, mask, VOID).astype(np.uint8) for name, mask in masks.items()}
     parts = {"images": _windows(image, size_px)} | {name: _windows(mask, size_px) for name, mask in masks.items()}
-    known = (parts["exact"] != VOID).any(axis=(1, 2))
-    return {name: part[known] for name, part in parts.items()}
+    useful = (parts["exact"] != VOID).any(axis=(1, 2))
+    if "pretrain" in tile.splits:
+        useful |= (parts["noisy"] != VOID).any(axis=(1, 2))
+    return {name: part[useful] for name, part in parts.items()}
 
 
 def _windows(array: NDArray, size_px: int) -> NDArray:
@@ -298,11 +317,14 @@ def _assemble(dataset: sources.Dataset, parts: list[dict[str, NDArray]], max_pat
     """Join the tiles' patches, thin each split to `max_patches`, measure the bands."""
     counts = [len(part["images"]) for part in parts]
     scenes = np.repeat([tile.scene for tile in dataset.tiles], counts)
+    exact_known = np.concatenate([(part["exact"] != VOID).any(axis=(1, 2)) for part in parts])
     if not len(scenes):
         raise ValueError(f"{dataset.card.name}: no window fits into any image; choose a smaller patch size")
     member = {}
     for split in SPLITS:
         inside = np.repeat([split in tile.splits for tile in dataset.tiles], counts)
+        if split != "pretrain":
+            inside &= exact_known
         index = np.flatnonzero(inside)
         index = index[_spread(scenes[index], np.random.default_rng(seed))[:max_patches]]
         member[split] = np.isin(np.arange(len(scenes)), index)

@@ -106,11 +106,12 @@ def photograph(canvas: Canvas, albedo, sun, rng: np.random.Generator) -> NDArray
 
 
 def scan(canvas: Canvas, reflectance: NDArray[np.float32], rng: np.random.Generator) -> Points:
-    """Fly over the scene with a laser of about four pulses to the square metre.
+    """Fly over the scene with a laser of about two pulses to the square metre (3DEP quality level 2).
 
     Pulses come in slanting from a strip flown beside or above the scene, so walls get hit on one side; the footprint
     is wide enough to touch a roof edge and the ground beside it; leaves take some of the energy and let some pass;
-    water mostly gives nothing back; a few returns are wrong altogether.
+    water mostly gives nothing back; a few returns are wrong altogether. The two instruments flew on different days: the
+    cloud sits up to a few pixels beside the image, by one vector a scene, and the intensity drifts along the flight.
     """
     size = canvas.size_px
     x, y, tilt, strip = _pulses(size, rng)
@@ -151,15 +152,17 @@ def scan(canvas: Canvas, reflectance: NDArray[np.float32], rng: np.random.Genera
         keep = np.flatnonzero(present)
         parts.append((keep, hit_x[keep] + (z - hit_z)[keep] * lean[keep], z[keep], energy[keep], order[keep]))
     pulse, px, pz, energy, number = (np.concatenate(p) for p in zip(*parts, strict=True))
-    px = px + rng.normal(0, 0.07, len(px))
-    py = y[pulse] + rng.normal(0, 0.07, len(px))
+    astray = rng.normal(0, 0.8, 2)  # metres between the two georeferencings
+    px = px + rng.normal(0, 0.07, len(px)) + astray[0]
+    py = y[pulse] + rng.normal(0, 0.07, len(px)) + astray[1]
     pz = pz + rng.normal(0, 0.045, len(px))
     inside = (px >= 0) & (px < size) & (py >= 0) & (py < size)
     stray = rng.random(len(px)) < 2e-4
     pz = np.where(stray, pz + np.where(rng.random(len(px)) < 0.5, -rng.exponential(6, len(px)) - 1,
                                        rng.uniform(20, 120, len(px))), pz)  # fmt: skip
     level = 14000 * np.array([1.0, rng.normal(1, 0.06)])[strip[pulse]]  # strips differ a little in gain
-    intensity = energy * level * rng.lognormal(0, 0.13, len(px)) * np.cos(tilt[pulse]) ** 2
+    drift = 1 + 0.15 * smooth_noise(rng, canvas.n, 80)[_cells(canvas, px, py)]
+    intensity = energy * level * drift * rng.lognormal(0, 0.13, len(px)) * np.cos(tilt[pulse]) ** 2
     order = np.lexsort((number, pulse))
     order = order[inside[order]]
     return Points(
@@ -182,10 +185,10 @@ def _pulses(size: int, rng: np.random.Generator):
     xs, ys, tilts, strips = [], [], [], []
     for strip, share in enumerate((1.0, 0.45)):
         low = -MARGIN_M + 4 if strip == 0 else edge
-        lines = np.arange(-MARGIN_M + 4, size + MARGIN_M - 4, 0.54 / rng.uniform(0.92, 1.08))
-        per_line = int((reach if strip == 0 else size + MARGIN_M - 4 - edge) / (0.55 / share))
+        lines = np.arange(-MARGIN_M + 4, size + MARGIN_M - 4, 0.74 / rng.uniform(0.92, 1.08))
+        per_line = int((reach if strip == 0 else size + MARGIN_M - 4 - edge) / (0.75 / share))
         grid_y = np.repeat(lines, per_line)
-        grid_x = np.tile(low + (np.arange(per_line) + 0.5) * 0.55 / share, len(lines))
+        grid_x = np.tile(low + (np.arange(per_line) + 0.5) * 0.75 / share, len(lines))
         x, y = grid_x + rng.normal(0, 0.13, len(grid_x)), grid_y + rng.normal(0, 0.10, len(grid_x))
         xs.append(x), ys.append(y), strips.append(np.full(len(x), strip, np.uint8))
         tilts.append(np.arctan((nadir[strip] - x) / 1400))  # flown at 1400 m

@@ -14,10 +14,12 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
+import shapely
+from affine import Affine
 from rasterio.features import rasterize
 
-from nbutils import ROOT, cards, files, labelling, legend, simulate
-from nbutils.canvas import Canvas, Streets, smooth_noise
+from nbutils import ROOT, cards, city, files, labelling, legend, simulate
+from nbutils.canvas import BUILDING, MARGIN_M, ROAD, STEP_M, WATER, Canvas, Streets, smooth_noise
 
 SMALL = {"seed": 5, "pretrain": 2, "finetune": 1, "validation": 1, "test": 1, "size_px": 128}
 NAMES = ["pretrain-00", "pretrain-01", "finetune-00", "validation-00", "test-00"]
@@ -61,6 +63,11 @@ def test_rasters_are_tiled_cogs_with_overviews(world):
         assert (image.crs, image.transform, image.shape) == (exact.crs, exact.transform, exact.shape)
         assert image.crs.to_epsg() == 32618 and image.res == (1, 1)
     assert files.read_image(world / "test-00" / "image.tif")[0].shape == (4, 128, 128)  # no band taken for alpha
+
+
+def test_files_follow_the_umask(world, tmp_path):
+    (tmp_path / "plain").touch()
+    assert {p.stat().st_mode for p in world.rglob("*.tif")} == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_large_rasters_have_overviews(tmp_path):
@@ -154,6 +161,26 @@ def test_colour_alone_does_not_solve_it():
     guess, truth = table.argmax(1)[codes[-1]], made[-1].exact.ravel()
     sealed = np.isin(truth, [4, 5, 6])
     assert (guess == truth)[sealed].mean() < 0.8
+
+
+@pytest.mark.parametrize("seed", [5, 9, 10, 11, 12])
+@pytest.mark.parametrize("style", city.STYLES)
+def test_nothing_is_built_on_water(seed, style):
+    canvas = city.build_city(np.random.default_rng(seed), 208, style, river=True, rail=False)
+    assert canvas.river.any() and (canvas.cover == BUILDING).any()
+    assert np.isin(canvas.cover[canvas.river], [WATER, ROAD]).all()  # the river itself and the bridges over it
+    assert (canvas.top[canvas.cover == WATER] == 0).all()  # no house, car or container stands in it
+    cells = Affine(STEP_M, 0, -MARGIN_M, 0, STEP_M, -MARGIN_M)
+    outlines = [shapely.Polygon(part["corners"]) for part in canvas.buildings]
+    drawn = rasterize(outlines, canvas.cover.shape, transform=cells).astype(bool)
+    assert not (drawn & canvas.river).any() and not (drawn & (canvas.cover == WATER)).any()
+
+
+def test_no_wing_of_a_building_reaches_far_onto_a_street():
+    canvas = Canvas(64)
+    canvas.barred[:, 60:] = True
+    assert not canvas.building(20, 20, 0.0, 6, 4, 8, 0, wing=True)
+    assert canvas.building(5, 20, 0.0, 6, 4, 8, 0, wing=True)
 
 
 def test_shadows_fall_away_from_the_sun():

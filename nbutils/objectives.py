@@ -83,12 +83,12 @@ class MoCo(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = MoCoProjectionHead(features, features, dimensions)
+            self.contrast = NTXentLoss(temperature=temperature, memory_bank_size=(queue, dimensions))
         self.encoder = encoder
         self.key_encoder, self.key_head = copy.deepcopy(encoder), copy.deepcopy(self.head)
         deactivate_requires_grad(self.key_encoder)
         deactivate_requires_grad(self.key_head)
         self.momentum = momentum
-        self.contrast = NTXentLoss(temperature=temperature, memory_bank_size=(queue, dimensions))
         self.generator = torch.Generator().manual_seed(seed)
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tensor:

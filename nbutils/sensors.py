@@ -152,7 +152,7 @@ def scan(canvas: Canvas, reflectance: NDArray[np.float32], rng: np.random.Genera
         keep = np.flatnonzero(present)
         parts.append((keep, hit_x[keep] + (z - hit_z)[keep] * lean[keep], z[keep], energy[keep], order[keep]))
     pulse, px, pz, energy, number = (np.concatenate(p) for p in zip(*parts, strict=True))
-    astray = rng.normal(0, 0.8, 2)  # metres between the two georeferencings
+    astray = rng.normal(0, 1.1, 2)  # metres between the two georeferencings
     px = px + rng.normal(0, 0.07, len(px)) + astray[0]
     py = y[pulse] + rng.normal(0, 0.07, len(px)) + astray[1]
     pz = pz + rng.normal(0, 0.045, len(px))
@@ -162,7 +162,7 @@ def scan(canvas: Canvas, reflectance: NDArray[np.float32], rng: np.random.Genera
                                        rng.uniform(20, 120, len(px))), pz)  # fmt: skip
     level = 14000 * np.array([1.0, rng.normal(1, 0.06)])[strip[pulse]]  # strips differ a little in gain
     drift = 1 + 0.15 * smooth_noise(rng, canvas.n, 80)[_cells(canvas, px, py)]
-    intensity = energy * level * drift * rng.lognormal(0, 0.13, len(px)) * np.cos(tilt[pulse]) ** 2
+    intensity = energy * level * drift * rng.lognormal(0, 0.22, len(px)) * np.cos(tilt[pulse]) ** 2
     order = np.lexsort((number, pulse))
     order = order[inside[order]]
     return Points(

@@ -79,7 +79,7 @@ def fit(objective: nn.Module, patches: PatchSet, target: str, plan: Plan) -> lis
     fabric = Fabric(accelerator="auto", devices=1, precision=PRECISIONS[plan.precision])
     objective.to(memory_format=torch.channels_last)
     weights = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=plan.weight_decay)
+    optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, plan.steps))
     module, optimizer = fabric.setup(objective, optimizer)
     every, curve, losses = max(1, plan.steps // 50), [], []

@@ -110,8 +110,8 @@ CARD = """
     licence: CC0
     get: made by the test
     root: {root}
-    images: {{glob: "images/*/*.png", bands: [red, green, blue], scale: 255, scene: "images/(\\\\w+)/"}}
-    exact: {{glob: "masks/*/*.png", coding: index, legend: dubai5, scene: "masks/(\\\\w+)/"}}
+    images: {{glob: "images/*/*.png", bands: [red, green, blue], scale: 255, scene: "(\\\\w+)/\\\\d.png"}}
+    exact: {{glob: "masks/*/*.png", coding: index, legend: dubai5}}
     noisy: {{from: inject, recipe: map-like}}
     split: {{test: [c], validation: [b]}}
 """

@@ -6,7 +6,6 @@ PYTHON  ?= python3
 PROFILE ?= reading
 DATASET ?= data/datasets/city.yaml
 BIN     := .venv/bin
-EVIDENCE := build/evidence/city/figures
 
 .PHONY: help study figures test lab refresh bench lint clean clean-data
 .DEFAULT_GOAL := help
@@ -34,12 +33,10 @@ help:
 
 # ---- the study -------------------------------------------------------------------------------------------------
 study: .venv/.ready
-	@$(BIN)/python tools/study.py --profile $(PROFILE) --dataset $(DATASET)
+	@$(BIN)/python tools/study.py --profile '$(PROFILE)' --dataset '$(DATASET)'
 
 figures: .venv/.ready
-	@$(BIN)/python tools/study.py --profile evidence
-	@mkdir -p figures && rm -f figures/[0-9][0-9]_*
-	cp $(EVIDENCE)/[0-9][0-9]_*.png $(EVIDENCE)/*.csv figures/
+	@$(BIN)/python tools/study.py --profile evidence --publish figures
 
 lab: .venv/.ready
 	$(BIN)/jupyter lab notebooks/00_overview.ipynb
@@ -53,7 +50,7 @@ lint: .venv/.ready
 	$(BIN)/ruff format --check
 
 test: lint
-	$(BIN)/python -m pytest tests --durations=10
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 	    --nbval-cell-timeout=600 notebooks
 

@@ -21,3 +21,9 @@ settings.load_profile("study")
 def root() -> Path:
     """The repository root."""
     return ROOT
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files that run notebooks first: they take longest, and each stays on one worker."""
+    slow = {item.path for item in items if item.get_closest_marker("notebook")}
+    items.sort(key=lambda item: item.path not in slow)  # stable

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import nbutils
+from nbutils import sources
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -86,6 +87,58 @@ def test_versions_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert nbutils.__version__ == PROJECT["version"] == citation["version"]
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_links_of_the_documents_lead_to_files():
+    """Figures may be missing altogether (nobody has run `make figures`), but not one of them."""
+    made = (ROOT / "figures").is_dir()
+    broken = []
+    for document in (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "data/README.md"):
+        text = document.read_text()
+        anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            path, _, anchor = target.partition("#")
+            if target.startswith(("http:", "https:")) or (path.startswith("figures/") and not made):
+                continue
+            if not (document.parent / path).exists() or (not path and anchor not in anchors):
+                broken.append((document.name, target))
+    assert not broken
+
+
+def test_the_readme_opens_with_a_described_figure_the_commands_and_every_notebook():
+    text = (ROOT / "README.md").read_text()
+    pictures = re.findall(r"!\[([^]]*)\]\(([^)]+)\)", text)
+    assert [path for _, path in pictures] == ["figures/05_budget_curves.png"] and len(pictures[0][0]) > 80
+    places = [text.index(part) for part in ("# Noisy maps", "![", "make study\n", "make test\n", "| # |")]
+    assert places == sorted(places)
+    notebooks = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    assert re.findall(r"\]\(notebooks/(\d\d_\w+\.ipynb)\)", text[places[-1] :])[: len(notebooks)] == notebooks
+
+
+def test_rooms_in_the_readme_are_the_files_of_the_package():
+    section = (ROOT / "README.md").read_text().split("## The rooms of nbutils")[1].split("\n## ")[0]
+    rooms = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert sorted(rooms) == sorted(p.stem for p in (ROOT / "nbutils").glob("*.py") if p.stem != "__init__")
+
+
+def test_cards_in_the_documents_are_valid(tmp_path):
+    found = 0
+    for document in (ROOT / "README.md", ROOT / "data/README.md"):
+        for number, text in enumerate(re.findall(r"```yaml\n(.*?)```", document.read_text(), re.DOTALL)):
+            card = tmp_path / f"{number}.yaml"
+            card.write_text(text)
+            assert sources.load_card(card).name and len(text.splitlines()) <= 25
+            found += 1
+    assert found >= 4
+
+
+def test_committed_figures_stay_small_and_each_is_of_a_notebook():
+    folder = ROOT / "figures"
+    if not folder.is_dir():
+        pytest.skip("no figures/ yet: make figures")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 5_000_000
+    assert not [p.name for p in files if not re.fullmatch(r"0[0-6]_\w+\.(png|csv)|(results|claims)\.csv", p.name)]
 
 
 def test_tracked_files_name_no_machine():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from toy import toy_patches
 
-from nbutils import legend, patches
+from nbutils import legend, patches, study
 
 DATA = toy_patches()
 
@@ -117,6 +117,9 @@ CARD = """
 """
 
 
+NOISY = '{from: mask, glob: "noisy/*/*.png", coding: index, legend: dubai5}'
+
+
 @pytest.fixture
 def folder_card(tmp_path):
     """A card on a folder of four pictures in each of three scenes, one mask of one of them wholly void."""
@@ -127,7 +130,9 @@ def folder_card(tmp_path):
                 (tmp_path / kind / scene).mkdir(parents=True, exist_ok=True)
             mask = np.kron(rng.integers(0, 5, (4, 6)), np.ones((16, 16))).astype(np.uint8)
             mask[:32, :32] = 255
-            Image.fromarray(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(tmp_path / f"images/{scene}/{i}.png")
+            Image.fromarray(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(
+                tmp_path / f"images/{scene}/{i}.png"
+            )
             Image.fromarray(mask).save(tmp_path / f"masks/{scene}/{i}.png")
     card = tmp_path / "folder.yaml"
     card.write_text(textwrap.dedent(CARD.format(root=tmp_path)))
@@ -139,9 +144,31 @@ def test_a_folder_of_pictures_is_cut_once(cache, folder_card, monkeypatch):
     cut = patches.cut(dataset, size_px=32, max_patches=100, workers=1)
     assert cut.images.shape == (3 * 2 * 5, 3, 32, 32)  # six windows an image, less the void one
     assert [int(cut.member[name].sum()) for name in patches.SPLITS] == [10, 10, 10, 10]
-    monkeypatch.setattr(patches, "_cut_tile", None)  # a second reading of the files would fail
+    monkeypatch.setattr(patches, "_in_processes", None)  # a second reading of the files would fail
     again = patches.cut(dataset, size_px=32, max_patches=100, workers=1)
     assert again.fingerprint == cut.fingerprint
+
+
+def test_scenes_with_a_noisy_map_alone_are_good_for_pretraining(cache, folder_card, tmp_path):
+    text = folder_card.read_text().replace("{from: inject, recipe: map-like}", NOISY)
+    folder_card.write_text(text)
+    for path in (tmp_path / "masks").rglob("*.png"):
+        copy = tmp_path / "noisy" / path.parent.name / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    (tmp_path / "masks/a/1.png").rename(tmp_path / "elsewhere.png")  # a pretraining scene without its exact mask
+    (tmp_path / "masks/a/0.png").unlink()
+    text = text.replace("validation: [b]", "validation: [b], pretrain: [a], finetune: [d]")
+    for kind in ("images", "masks", "noisy"):
+        (tmp_path / kind / "d").mkdir()
+        (tmp_path / kind / "d/0.png").write_bytes((tmp_path / kind / "b/0.png").read_bytes())
+    (tmp_path / "noisy/d/0.png").unlink()  # a fine-tuning scene without a noisy map
+    folder_card.write_text(text)
+    cut = patches.cut(patches.open_dataset(folder_card), size_px=32, max_patches=100, workers=1)
+    assert int(cut.member["pretrain"].sum()) == 10 and int(cut.member["finetune"].sum()) == 5
+    assert (cut.split("pretrain").masks["exact"] == legend.VOID).all()
+    assert (cut.split("finetune").masks["noisy"] == legend.VOID).all()
+    assert study.arms_of(cut) == ["random", "moco", "noisy"]
 
 
 def test_thinning_keeps_the_asked_number_and_every_scene(cache, folder_card):

@@ -1,5 +1,6 @@
 """The drivers behind `make study`, `refresh` and the pages, on notebooks of a few cells."""
 
+import os
 import re
 import shutil
 import signal
@@ -138,13 +139,44 @@ def test_a_bad_card_or_missing_data_ends_before_anything_runs(repository, capfd,
     assert not (repository / "build").exists()
 
 
+def test_publishing_replaces_what_is_stale_and_nothing_else(tmp_path):
+    source, target = tmp_path / "made", tmp_path / "figures"
+    for folder, names in ((source, ("05_new.png", "05_new.csv", "results.csv", "claims.csv", "notes.txt")),
+                          (target, ("04_stale.png", "04_stale.csv", "claims.csv", "kept.md"))):  # fmt: skip
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text(str(folder))
+    assert study.publish(source, target) == 4
+    assert {path.name for path in target.iterdir()} == {
+        "05_new.png", "05_new.csv", "results.csv", "claims.csv", "kept.md"}  # fmt: skip
+    assert (target / "claims.csv").read_text() == str(source)
+
+
+@pytest.mark.parametrize(("size", "message"), [(0, "no figures"), (6_000_000, r"6\.0 MB.*01_big\.png")])
+def test_nothing_is_published_when_there_is_nothing_or_too_much(tmp_path, size, message):
+    source, target = tmp_path / "made", tmp_path / "figures"
+    for folder in (source, target):
+        folder.mkdir()
+    (target / "05_old.png").touch()
+    if size:
+        (source / "01_big.png").write_bytes(bytes(size))
+    with pytest.raises(study.StudyError, match=message):
+        study.publish(source, target)
+    assert (target / "05_old.png").exists()
+
+
 @pytest.mark.notebook
 def test_interrupting_leaves_no_process(repository):
-    shutil.copytree(ROOT / "tools", repository / "tools", ignore=shutil.ignore_patterns("__pycache__"))
     spawn = "import subprocess, pathlib, time\nchild = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
     write_notebook(repository / "notebooks/01_a.ipynb", spawn + "pathlib.Path('up').touch()\ntime.sleep(600)")
+    start = (
+        "import pathlib, sys, study\nstudy.ROOT = pathlib.Path.cwd()\nstudy.NOTEBOOKS = study.ROOT / 'notebooks'\n"
+        "study.check_dataset = lambda card: None\n"  # spares the import of torch
+        "study.stop_on_signals()\nsys.exit(study.main())"
+    )
+    tools = {"PYTHONPATH": str(ROOT / "tools")}
     process = subprocess.Popen(
-        [sys.executable, str(repository / "tools/study.py")], cwd=repository, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", start], cwd=repository, env=os.environ | tools, stderr=subprocess.PIPE, text=True
     )
     while not (repository / "notebooks/up").exists():
         assert process.poll() is None, process.stderr.read()

@@ -4,6 +4,7 @@
 
 Executed copies go to `build/<profile>/<data set>/`, figures and tables to `figures/` in it; `index.html` shows
 both. Notebooks run in the order of their numbers, but 00 comes last, because it shows what the others found.
+With `--publish figures` the figures and tables then replace those in that folder.
 Exit status: 0 done, 1 a notebook failed, 2 wrong input (profile, card or missing data), 130 interrupted.
 """
 
@@ -28,10 +29,9 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
-INPUT_ERRORS = (
-    "CardError",
-    "DataMissing",
-)  # raised in a kernel: the message is the whole story
+INPUT_ERRORS = ("CardError", "DataMissing")  # raised in a kernel: the message is the whole story
+PUBLISHED = ("[0-9][0-9]_*.png", "[0-9][0-9]_*.csv", "results.csv", "claims.csv")
+PUBLISHED_BYTES = 5_000_000
 
 
 class StudyError(Exception):
@@ -180,6 +180,30 @@ def run_all(notebooks: dict[Path, dict[str, Any]], folder: Path) -> None:
         say(f"[{number}/{len(notebooks)}] {path.stem}: {time.perf_counter() - start:.0f} s")
 
 
+def publish(source: Path, target: Path) -> int:
+    """Replace the figures and tables in `target` by those in `source`; other files stay as they are.
+
+    Returns:
+        Number of files in their place.
+
+    Raises:
+        StudyError: there are none, or they are too large to keep in git; `target` is left alone.
+    """
+    files = sorted(path for pattern in PUBLISHED for path in source.glob(pattern))
+    size = sum(path.stat().st_size for path in files)
+    if not files:
+        raise StudyError(f"{portable(source)} holds no figures", 1)
+    if size > PUBLISHED_BYTES:
+        largest = ", ".join(path.name for path in sorted(files, key=lambda path: -path.stat().st_size)[:3])
+        raise StudyError(f"figures of {size / 1e6:.1f} MB, at most {PUBLISHED_BYTES / 1e6:.0f}; largest: {largest}", 1)
+    target.mkdir(parents=True, exist_ok=True)
+    for stale in [path for pattern in PUBLISHED for path in target.glob(pattern)]:
+        stale.unlink()
+    for path in files:
+        shutil.copyfile(path, target / path.name)
+    return len(files)
+
+
 def stop_on_signals() -> None:
     """Let Ctrl-C and `kill` end the kernel and everything it started."""
 
@@ -203,6 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run the study at one profile on one data set.")
     parser.add_argument("--profile", default="reading", help="a name in notebooks/profiles/ (default: reading)")
     parser.add_argument("--dataset", default="data/datasets/city.yaml", help="card (default: %(default)s)")
+    parser.add_argument("--publish", type=Path, metavar="FOLDER", help="put figures and tables there when done")
     options = parser.parse_args(arguments)
     logging.getLogger("papermill").setLevel(logging.WARNING)
     start = time.perf_counter()
@@ -219,6 +244,9 @@ def main(arguments: list[str] | None = None) -> int:
         import pages  # after the notebooks: what it needs is no business of theirs
 
         index = pages.write(folder, NOTEBOOKS, card=card, profile=options.profile)
+        if options.publish:
+            number = publish(folder / "figures", options.publish)
+            say(f"{number} figures and tables -> {options.publish}")
     except StudyError as error:
         print(error, file=sys.stderr)
         return error.status

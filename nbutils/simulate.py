@@ -215,7 +215,11 @@ def _publish(scratch: Path, root: Path, world: _World) -> None:
         if _stored(root) == world:
             return
         os.rename(root, old)
-    os.rename(scratch, root)
+    try:
+        os.rename(scratch, root)
+    except OSError:
+        if _stored(root) != world:  # else another writer of the same world finished just now
+            raise
     shutil.rmtree(old, ignore_errors=True)
 
 

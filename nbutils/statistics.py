@@ -16,12 +16,11 @@ on C scenes as S x C scenes: an interval "of 95 %" from 10 seeds on 10 scenes th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from nbutils.legend import VOID
@@ -179,60 +178,6 @@ def mean_interval(
     stack = _stack(counts, "counts", level)
     score, draws = _bootstrap(stack[None], metric, n_boot, rng)
     return Interval(float(score[0]), *_percentiles(draws[0], level, stack.shape))
-
-
-def stack_counts(
-    table: pd.DataFrame,
-    *,
-    seeds: Sequence[Any] | None = None,
-    scenes: Sequence[Any] | None = None,
-) -> Counts:
-    """Arrange the rows of a table as the array that the bootstraps take.
-
-    `table` has columns seed, scene, counts ((K, K) arrays or nested lists), one row per seed and scene. The
-    result has shape (S, C, K, K), in the order of `seeds` and `scenes` (sorted if not given). ValueError if
-    a column is missing, or a (seed, scene) is missing or there twice.
-    """
-    if missing := {"seed", "scene", "counts"} - set(table.columns):
-        raise ValueError(f"the table lacks {sorted(missing)}; it has {list(table.columns)}")
-    seeds = sorted(table["seed"].unique()) if seeds is None else list(seeds)
-    scenes = sorted(table["scene"].unique()) if scenes is None else list(scenes)
-    keys = list(zip(table["seed"], table["scene"], strict=True))
-    cells = dict(zip(keys, table["counts"], strict=True))
-    if len(cells) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"seed {twice[0]}, scene {twice[1]!r} is there more than once: filter the table first")
-    if absent := [(seed, scene) for seed in seeds for scene in scenes if (seed, scene) not in cells]:
-        raise ValueError(f"{len(absent)} (seed, scene) missing, the first {absent[0]}: every seed needs every scene")
-    return np.array(
-        [[np.asarray(cells[seed, scene]) for scene in scenes] for seed in seeds],
-        dtype=np.int64,
-    )
-
-
-def paired_difference(
-    table: pd.DataFrame,
-    *,
-    of: str,
-    against: str,
-    rng: np.random.Generator,
-    **options: Any,
-) -> Difference:
-    """`paired_bootstrap` of two arms of a table.
-
-    `table` has columns arm, seed, scene, counts and one row for each (filter decoder, budget, ... first);
-    `of` is the arm claimed to be better than `against`; `options` go to `paired_bootstrap`. ValueError if an
-    arm is unknown, or if the two do not share their seeds and scenes.
-    """
-    if "arm" not in table.columns:
-        raise ValueError(f"the table lacks ['arm']; it has {list(table.columns)}")
-    known = sorted(table["arm"].unique())
-    if unknown := [arm for arm in (of, against) if arm not in known]:
-        raise ValueError(f"no arm {unknown[0]!r} in the table; it has {known}")
-    rows = table[table["arm"].isin([of, against])]
-    seeds, scenes = sorted(rows["seed"].unique()), sorted(rows["scene"].unique())
-    stacks = [stack_counts(rows[rows["arm"] == arm], seeds=seeds, scenes=scenes) for arm in (of, against)]
-    return paired_bootstrap(*stacks, rng=rng, **options)
 
 
 def _margins(

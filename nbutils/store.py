@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -140,7 +140,8 @@ def read(run: Run, store: Path = RUNS) -> Result:
 def write(store: Path, key: str, record: dict, state: Mapping[str, Tensor], card: networks.WeightCard) -> None:
     """Write a result under a temporary name, flush it, rename it."""
     store.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=store))
+    scratch = store / f".writing-{key}-{uuid.uuid4().hex}"
+    scratch.mkdir()  # unlike a temporary folder, readable by whom the umask allows
     try:
         networks.save(scratch, state, card)
         with open(scratch / "run.json", "w") as file:

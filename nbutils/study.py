@@ -325,7 +325,7 @@ def _on_cluster(missing: Sequence[Run], workers: int, store: Path) -> Iterator[R
     }
     with (
         dask.config.set(settings),
-        LocalCluster(min(workers, len(missing)), threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(min(workers, len(missing)), threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         futures = {}

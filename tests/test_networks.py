@@ -24,9 +24,7 @@ CARD = networks.WeightCard(
 
 
 def _network(decoder="unet", seed=0, bands=2) -> nn.Module:
-    return networks.build(
-        "tu-test_resnet", decoder, in_channels=bands, n_classes=3, seed=seed, width="slim"
-    )
+    return networks.build("tu-test_resnet", decoder, in_channels=bands, n_classes=3, seed=seed, width="slim")
 
 
 @pytest.mark.parametrize("width", networks.WIDTHS)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -231,49 +228,6 @@ def test_bootstrap_refuses():
         stats.mean_interval(a[0], rng=rng)
     with pytest.raises(ValueError, match="level is a fraction"):
         stats.mean_interval(a, rng=rng, level=95)
-
-
-def long_table(rng):
-    good, rows = random_stack(rng, right=0.8)
-    poor, _ = random_stack(rng, right=0.6, rows=rows)
-    table = [
-        {"arm": arm, "seed": seed, "scene": f"test-{scene:02d}", "counts": counts[seed, scene].tolist()}
-        for arm, counts in (("noisy", good), ("random", poor))
-        for seed in range(3)
-        for scene in range(5)
-    ]
-    return pd.DataFrame(table).sample(frac=1, random_state=0), good, poor
-
-
-def test_paired_difference_reads_a_table_in_any_order():
-    table, good, poor = long_table(np.random.default_rng(0))
-    rng = np.random.default_rng
-    result = stats.paired_difference(table, of="noisy", against="random", rng=rng(1), n_boot=100)
-    assert result == stats.paired_bootstrap(good, poor, rng=rng(1), n_boot=100)
-
-
-def test_tables_are_checked():
-    table, _, _ = long_table(np.random.default_rng(0))
-    rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="no arm 'nosy'.*noisy"):
-        stats.paired_difference(table, of="nosy", against="random", rng=rng)
-    with pytest.raises(ValueError, match=r"lacks \['arm'\]"):
-        stats.paired_difference(table.drop(columns="arm"), of="noisy", against="random", rng=rng)
-    with pytest.raises(ValueError, match=r"lacks \['counts'\]"):
-        stats.stack_counts(table.drop(columns="counts"))
-    with pytest.raises(ValueError, match="more than once"):
-        stats.stack_counts(table)
-    lost = table[~((table["arm"] == "random") & (table["seed"] == 1))]
-    with pytest.raises(ValueError, match=r"5 \(seed, scene\) missing"):
-        stats.paired_difference(lost, of="noisy", against="random", rng=rng)
-
-
-def test_two_thousand_draws_are_quick():
-    a, rows = random_stack(np.random.default_rng(0), n_classes=8)
-    b, _ = random_stack(np.random.default_rng(1), n_classes=8, rows=rows)
-    start = time.perf_counter()
-    stats.paired_bootstrap(a, b, rng=np.random.default_rng(2), n_boot=2000)
-    assert time.perf_counter() - start < 0.5
 
 
 def simulated(rng, seeds, scenes, effect, sd=0.02):

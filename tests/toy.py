@@ -17,7 +17,12 @@ def toy_patches(n: int = 40, size_px: int = 32, seed: int = 0) -> patches.PatchS
     images = np.where(exact == legend.VOID, 0, exact)[:, None] * 20 + rng.normal(60, 20, (n, 4, size_px, size_px))
     lookup = legend.crosswalk(nyc8, autogeo4, legend.CROSSWALKS["nyc8", "autogeo4"])
     scene = np.arange(n) * 10 // n
-    members = {"pretrain": scene < 5, "finetune": (scene >= 5) & (scene < 7), "validation": scene == 7, "test": scene >= 8}
+    members = {
+        "pretrain": scene < 5,
+        "finetune": (scene >= 5) & (scene < 7),
+        "validation": scene == 7,
+        "test": scene >= 8,
+    }
     made = patches.PatchSet(
         name="toy",
         fingerprint="",

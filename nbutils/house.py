@@ -83,25 +83,24 @@ def rgb(image: ArrayLike, bands: Sequence[str] | None = None, *, natural: bool =
     """Stretch an image (B, H, W) of any numeric type to (H, W, 3) in [0, 1], each band from its 2 to its 98 %.
 
     `bands` names the B bands; with near infrared among them the result is false-colour infrared (vegetation
-    is red) unless `natural`. Without names 4 bands are nir, red, green, blue, and of any other number the first
-    three are drawn (or the first, in grey). NaN is black. ValueError if bands and image do not fit together.
+    is red) unless `natural`. Without names 4 bands are nir, red, green, blue; of anything else the first three are
+    drawn (or the first, in grey). NaN is black. ValueError if bands and image do not fit together.
     """
     array = np.asarray(image, dtype=np.float64)
     if array.ndim != 3:
         raise ValueError(f"an image is (B, H, W), got shape {array.shape}")
     if bands is None and len(array) == 4:
         bands = "nir", "red", "green", "blue"
+    first = [0, 1, 2] if len(array) > 2 else [0, 0, 0]
     if bands is None:
-        chosen = array[[0, 1, 2]] if len(array) > 2 else array[[0, 0, 0]]
+        chosen = array[first]
     else:
         if len(bands) != len(array):
             raise ValueError(f"{len(bands)} band names {list(bands)} for an image of {len(array)} bands")
         where = {key: i for i, name in enumerate(bands) for key in BANDS if name.lower() in BANDS[key]}
         wanted = [("red", "green", "blue"), ("nir", "red", "green")]
         found = [keys for keys in (wanted if natural else wanted[::-1]) if set(keys) <= set(where)]
-        if not found:
-            raise ValueError(f"cannot draw bands {list(bands)}: need red, green and blue or nir")
-        chosen = array[[where[key] for key in found[0]]]
+        chosen = array[[where[key] for key in found[0]] if found else first]
     known = [band[np.isfinite(band)] for band in chosen]
     low, high = np.array([np.percentile(band, [2, 98]) if band.size else (0, 1) for band in known]).T[..., None, None]
     stretched = np.where(np.isfinite(chosen), chosen - low, 0) / np.maximum(high - low, 1e-12)

@@ -105,11 +105,14 @@ class Dataset:
         return self.exact_legend if isinstance(noisy, Inject) else legends.get(noisy.legend)
 
     def read_image(self, tile: Tile) -> tuple[NDArray, GeoBox | None]:
-        """Read a tile's image, checked against the card's bands: (B, H, W) and its grid."""
+        """Read a tile's image, checked against the card's bands: (B, H, W) and its grid.
+
+        Unsigned 16-bit values come as int32, because PyTorch has next to no arithmetic on the former.
+        """
         image, geobox = read_image(tile.image)
         if len(image) != len(self.bands):
             raise SourceError(f"{tile.image}: has {len(image)} bands, the card names {len(self.bands)}: {self.bands}")
-        return image, geobox
+        return image.astype(np.int32) if image.dtype == np.uint16 else image, geobox
 
 
 def read_exact(dataset: Dataset, tile: Tile) -> NDArray[np.uint8]:

@@ -340,3 +340,9 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         figures.save(fig, "00_map", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["00_map.png"]
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("bands", [("grey",), ("vv", "vh"), ("b1", "b2", "b3", "b4", "b5")])
+def test_images_without_visible_bands_are_drawn_too(bands):
+    picture = figures.rgb(np.random.default_rng(0).random((len(bands), 6, 5)), bands)
+    assert picture.shape == (6, 5, 3) and picture.min() == 0 and picture.max() == 1

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from toy import toy_patches
 
-from nbutils import legend, patches, study
+from nbutils import legend, patches, study, training
 
 DATA = toy_patches()
 
@@ -174,6 +175,22 @@ def test_scenes_with_a_noisy_map_alone_are_good_for_pretraining(cache, folder_ca
 def test_thinning_keeps_the_asked_number_and_every_scene(cache, folder_card):
     cut = patches.cut(patches.open_dataset(folder_card), size_px=32, max_patches=4, workers=1)
     assert [int(cut.member[name].sum()) for name in patches.SPLITS] == [4, 4, 4, 4] and len(cut) == 12
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_sixteen_bit_images_can_be_trained_on(cache, folder_card, tmp_path):
+    rng = np.random.default_rng(0)
+    for path in list((tmp_path / "images").rglob("*.png")):
+        profile = dict(driver="GTiff", width=96, height=64, count=3, dtype="uint16")
+        with rasterio.open(path.with_suffix(".tif"), "w", **profile) as file:
+            file.write(rng.integers(0, 60000, (3, 64, 96), dtype=np.uint16))
+        path.unlink()
+    text = folder_card.read_text().replace("images/*/*.png", "images/*/*.tif").replace("scale: 255", "scale: 10000")
+    folder_card.write_text(text.replace("\\\\d.png", "\\\\d"))
+    cut = patches.cut(patches.open_dataset(folder_card), size_px=32, max_patches=100, workers=1)
+    plan = training.Plan(steps=1, batch_size=2, learning_rate=1e-3, precision="fp32", seed=0)
+    images, _ = next(training.batches(cut.split("pretrain"), "exact", plan))
+    assert cut.images.max() > 2**15 and abs(images.mean()) < 1
 
 
 def test_patches_larger_than_every_image_are_refused(cache, folder_card):

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
 from nbutils import ROOT, house, statistics
-from nbutils.house import ARMS, BANDS, OTHERS, STYLE, VERDICTS, WIDE, apply_style, rgb
+from nbutils.house import ARMS, BANDS, OTHERS, STYLE, VERDICTS, WIDE, apply_style, label_of, rgb
 from nbutils.legend import Legend
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "confusion_heatmap",
     "forest",
     "heat_map",
+    "label_of",
     "layer_profile",
     "learning_curves",
     "point_map",
@@ -193,7 +194,13 @@ def heat_map(
     fig, ax = plt.subplots(figsize=(1.9 + 0.72 * values.shape[1], 0.8 + 0.36 * values.shape[0]))
     limits = (np.nanmin(values), np.nanmax(values))
     image = house.cells(
-        ax, values, [house.label_of(r) for r in wide.index], list(wide.columns), limits, "cividis", "{:.1f}"
+        ax,
+        values,
+        [house.label_of(r) for r in wide.index],
+        [house.label_of(c) for c in wide.columns],
+        limits,
+        "cividis",
+        "{:.1f}",
     )
     fig.colorbar(image, ax=ax, label=label, shrink=0.95, aspect=14).outline.set_linewidth(0.4)
     return fig

@@ -43,6 +43,7 @@ ARMS = {  # arm: (label, colour, marker); colours after Okabe and Ito, told apar
     "noisy+remedy": ("noisy map + remedy", "#cc79a7", "v"),
     "exact": ("exact map", "#009e73", "*"),
 }
+DECODERS = {"unet": "U-Net", "deeplabv3plus": "DeepLabV3+", "fpn": "FPN"}
 OTHERS = (("#332288", "o"), ("#ddaa33", "s"), ("#882255", "D"), ("#777711", "^"), ("#111111", "v"), ("#aa7744", "p"))
 VERDICTS = {  # verdict: (colour, marker, filled)
     "supported": ("#009e73", "o", True),
@@ -129,8 +130,8 @@ def in_percent(values: ArrayLike, where: str) -> NDArray[np.float64]:
 
 
 def label_of(name: object) -> str:
-    """Name of an arm as figures write it; other names stay as they are."""
-    return ARMS[name][0] if name in ARMS else str(name)
+    """Name of an arm or a decoder as figures write it; other names stay as they are."""
+    return ARMS[name][0] if name in ARMS else DECODERS.get(name, str(name))
 
 
 def ordered(names: Iterable) -> list:
@@ -270,7 +271,7 @@ def grid_of_panels(table: pd.DataFrame, height: float) -> tuple[Figure, list]:
     for i, state in enumerate(frozen):
         for j, decoder in enumerate(decoders):
             encoder = "frozen encoder" if state else "fine-tuned encoder"
-            axes[i, j].set_title(f"{decoder}, {encoder}" if len(decoders) < 3 else f"{decoder}\n{encoder}")
+            axes[i, j].set_title(f"{label_of(decoder)},{' ' if len(decoders) < 3 else chr(10)}{encoder}")
             part = table[(table["decoder"] == decoder) & (table["frozen"] == state)]
             panels.append((axes[i, j], part, (decoder, state)))
     return fig, panels

@@ -22,7 +22,6 @@ def layer_names(encoder: nn.Module) -> tuple[str, ...]:
     return ("stem", *(f"stage{i}" for i in range(1, len(encoder.out_channels) - 1)))
 
 
-@torch.no_grad()
 def features_at(
     encoder: nn.Module, patches: PatchSet, layer: str, pixels: NDArray[np.intp], *, batch_size: int = 32
 ) -> NDArray[np.float32]:
@@ -44,17 +43,26 @@ def features_at(
     names = layer_names(encoder)
     if layer not in names:
         raise ValueError(f"unknown layer {layer!r}; this encoder has {', '.join(names)}")
-    parts = []
+    return _features(encoder, patches, pixels, batch_size)[layer]
+
+
+@torch.no_grad()
+def _features(
+    encoder: nn.Module, patches: PatchSet, pixels: NDArray[np.intp], batch_size: int = 32
+) -> dict[str, NDArray[np.float32]]:
+    """Read every layer's features at the pixels in one pass over the patches."""
+    names = layer_names(encoder)
+    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
     for start in range(0, len(patches), batch_size):
         own = pixels[(pixels[:, 0] >= start) & (pixels[:, 0] < start + batch_size)]
         if not len(own):
             continue
         images = torch.as_tensor(np.ascontiguousarray(patches.images[start : start + batch_size]))
-        maps = encoder(training.normalise(images, patches))[1 + names.index(layer)]  # (n, channels, rows, columns)
-        rows = own[:, 1] * maps.shape[2] // patches.patch_px
-        columns = own[:, 2] * maps.shape[3] // patches.patch_px
-        parts.append(maps[own[:, 0] - start, :, rows, columns].float().numpy())
-    return np.concatenate(parts)
+        for name, maps in zip(names, encoder(training.normalise(images, patches))[1:], strict=True):
+            rows = own[:, 1] * maps.shape[2] // patches.patch_px
+            columns = own[:, 2] * maps.shape[3] // patches.patch_px
+            parts[name].append(maps[own[:, 0] - start, :, rows, columns].float().numpy())
+    return {name: np.concatenate(each) for name, each in parts.items()}
 
 
 def sample_pixels(
@@ -103,10 +111,10 @@ def probe_layers(
     fit_at, judge_at = (sample_pixels(part.masks[target], n_pixels, rng) for part in (train, test))
     truth_fit, truth_judge = (part.masks[target][tuple(at.T)] for part, at in ((train, fit_at), (test, judge_at)))
     n_classes = len(train.legend_of(target))
+    known, asked = _features(encoder, train, fit_at), _features(encoder, test, judge_at)
     counts = {}
     for layer in layer_names(encoder):
-        probe = linear_probe(features_at(encoder, train, layer, fit_at), truth_fit)
-        prediction = probe.predict(features_at(encoder, test, layer, judge_at))
+        prediction = linear_probe(known[layer], truth_fit).predict(asked[layer])
         counts[layer] = statistics.confusion_counts(prediction, truth_judge, n_classes)
     return counts
 
@@ -136,10 +144,8 @@ def cka_layers(
 ) -> dict[str, float]:
     """Compare two encoders layer by layer on the same pixels."""
     pixels = sample_pixels(np.zeros(patches.masks["exact"].shape, np.uint8), n_pixels, rng)
-    return {
-        layer: cka(*(features_at(encoder, patches, layer, pixels) for encoder in (first, second)))
-        for layer in layer_names(first)
-    }
+    ours, theirs = (_features(encoder, patches, pixels) for encoder in (first, second))
+    return {layer: cka(ours[layer], theirs[layer]) for layer in ours}
 
 
 def _hollow_kernel(features: NDArray[np.float64]) -> NDArray[np.float64]:

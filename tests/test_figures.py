@@ -105,8 +105,6 @@ def test_rgb_refuses(rng):
         figures.rgb(np.zeros((4, 4)))
     with pytest.raises(ValueError, match="2 band names"):
         figures.rgb(np.zeros((3, 4, 4)), ("red", "green"))
-    with pytest.raises(ValueError, match="need red, green and blue or nir"):
-        figures.rgb(np.zeros((2, 4, 4)), ("vv", "vh"))
 
 
 def test_show_masks_draws_every_panel_and_one_legend(mask, rng):

@@ -64,8 +64,21 @@ class Supervised(nn.Module):
 class MoCo(nn.Module):
     """MoCo v2 (Chen et al. 2020): two views of an image attract, a queue of other images repels.
 
-    The queue and the momentum are smaller than SSL4EO-S12's (65,536 and 0.999), which suit 100 epochs of 250,000
-    images: at a few hundred steps a key encoder with momentum 0.999 would still be its initial self.
+    The momentum is smaller than SSL4EO-S12's 0.999, which suits 100 epochs of 250,000 images: at a few hundred steps
+    such a key encoder would still be its initial self. The queue must be shorter than an epoch, or an image is repelled
+    by its own key of the epoch before.
+
+    BatchNorm would let a network find its positive by the statistics that query and key share. As in the paper
+    ("shuffling BN") keys are normalised in other company than queries: both in groups, the keys' drawn at random.
+
+    Args:
+        encoder: Trained in place.
+        seed: Of the heads, the views and the shuffling.
+        queue: Number of keys kept; less than the number of images.
+        groups: Groups of a batch that are normalised apart.
+        temperature: Of the softmax over similarities.
+        momentum: Share of the key encoder that a step keeps.
+        dimensions: Of the space in which views are compared.
     """
 
     def __init__(
@@ -73,7 +86,8 @@ class MoCo(nn.Module):
         encoder: nn.Module,
         *,
         seed: int,
-        queue: int = 1024,
+        queue: int = 256,
+        groups: int = 2,
         temperature: float = 0.2,
         momentum: float = 0.99,
         dimensions: int = 128,
@@ -88,28 +102,32 @@ class MoCo(nn.Module):
         self.key_encoder, self.key_head = copy.deepcopy(encoder), copy.deepcopy(self.head)
         deactivate_requires_grad(self.key_encoder)
         deactivate_requires_grad(self.key_head)
-        self.momentum = momentum
+        self.momentum, self.groups = momentum, groups
         self.generator = torch.Generator().manual_seed(seed)
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """Return the contrastive loss of two random views of (N, B, H, W) images; masks are not looked at."""
-        query = self.head(_pooled(self.encoder, random_view(images, self.generator)))
+        query = self.head(_pooled(self.encoder, random_view(images, self.generator), self.groups))
         with torch.no_grad():
             update_momentum(self.encoder, self.key_encoder, self.momentum)
             update_momentum(self.head, self.key_head, self.momentum)
-            key = self.key_head(_pooled(self.key_encoder, random_view(images, self.generator)))
+            view, order = random_view(images, self.generator), torch.randperm(len(images), generator=self.generator)
+            shuffled = _pooled(self.key_encoder, view[order.to(view.device)], self.groups)
+            key = self.key_head(shuffled[order.argsort().to(view.device)])
         return self.contrast(query.float(), key.float())
 
 
-def _pooled(encoder: nn.Module, images: Tensor) -> Tensor:
-    return encoder(images)[-1].mean(dim=(2, 3))
+def _pooled(encoder: nn.Module, images: Tensor, groups: int) -> Tensor:
+    """Mean of the deepest features of every image, (N, C); BatchNorm sees one group of images at a time."""
+    return torch.cat([encoder(group)[-1].mean(dim=(2, 3)) for group in images.chunk(groups)])
 
 
 def random_view(images: Tensor, generator: torch.Generator, *, min_area: float = 0.2) -> Tensor:
     """Draw one augmented view per image: crop of random area, rotation, flip, band gain and offset, grey level.
 
     One affine resampling does crop, rotation by any angle and flip at once, for any number of bands; colour is
-    jittered per band, since remote sensing bands have no hue. The crop area follows SSL4EO-S12 (0.2 to 1).
+    jittered per band, since remote sensing bands have no hue, and mildly: the ratio of bands is what tells vegetation
+    from roofs, and features that do not change with it lose the classes. The crop area follows SSL4EO-S12 (0.2 to 1).
 
     Args:
         images: (N, B, H, W) normalised float images.
@@ -138,8 +156,8 @@ def random_view(images: Tensor, generator: torch.Generator, *, min_area: float =
     ).to(images)  # (N, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     view = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    gain = uniform(0.7, 1.3, n, bands, 1, 1).to(images) * uniform(0.7, 1.3, n, 1, 1, 1).to(images)
-    offset = uniform(-0.3, 0.3, n, bands, 1, 1).to(images)
+    gain = uniform(0.9, 1.1, n, bands, 1, 1).to(images) * uniform(0.9, 1.1, n, 1, 1, 1).to(images)
+    offset = uniform(-0.1, 0.1, n, bands, 1, 1).to(images)
     view = view * gain + offset
     grey = (uniform(0.0, 1.0, n, 1, 1, 1) < 0.2).to(images)
     return view * (1 - grey) + view.mean(dim=1, keepdim=True) * grey

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -176,7 +177,7 @@ def cut(dataset: sources.Dataset, *, size_px: int, max_patches: int, seed: int =
     parts = _in_processes(_cut_tile, [(dataset, tile, size_px) for tile in dataset.tiles], workers)
     patches = _assemble(dataset, parts, max_patches, seed)
     store(patches)
-    _write_json(pointer, {"fingerprint": patches.fingerprint})
+    write_json(pointer, {"fingerprint": patches.fingerprint})
     return patches
 
 
@@ -220,7 +221,7 @@ def store(patches: PatchSet) -> Path:
         "exact_legend": patches.exact_legend.name,
         "licence": patches.licence,
     }
-    _write_json(scratch / "patches.json", description)
+    write_json(scratch / "patches.json", description)
     publish(scratch, folder)
     return folder
 
@@ -264,11 +265,11 @@ def publish(scratch: Path, folder: Path) -> None:
         shutil.rmtree(scratch)
 
 
-def code_digest(*parts: ModuleType | Callable) -> str:
-    """Hash what modules or functions compute: their source without comments and docstrings."""
+def code_digest(*parts: ModuleType | type | Callable) -> str:
+    """Hash what modules, classes or functions compute: their source without comments and docstrings."""
     digest = hashlib.sha256()
     for part in parts:
-        tree = ast.parse(inspect.getsource(part))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
@@ -378,7 +379,7 @@ def _digest(recipe: dict) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
-def _write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict) -> None:
     """Write JSON under a temporary name, flush, rename."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     with open(scratch, "w") as file:

@@ -10,9 +10,10 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from nbutils import ROOT, networks, patches, statistics
 
 RUNS = ROOT / "data" / "runs"
+MEASURED = ROOT / "data" / "cache" / "measured"
 
 
 class StoreError(RuntimeError):
@@ -152,3 +154,30 @@ def write(store: Path, key: str, record: dict, state: Mapping[str, Tensor], card
         patches.publish(scratch, store / key)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def cached(key: Mapping[str, Any], build: Callable[[], Any], *, folder: Path | None = None) -> Any:
+    """Return what `build` computes, read back from disk where that was done before.
+
+    Args:
+        key: Everything that determines the answer, digests of data and code included; JSON types.
+        build: Called without arguments where no answer is stored; its answer consists of JSON types.
+        folder: Where answers are kept, `MEASURED` if left out.
+
+    Returns:
+        The answer as JSON gives it back, the first time too: tuples as lists, keys as strings.
+
+    Raises:
+        StoreError: A stored answer cannot be read.
+    """
+    folder = folder or MEASURED
+    name = hashlib.sha256(json.dumps(key, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:20]
+    path = folder / f"{name}.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        patches.write_json(path, {"key": dict(key), "answer": build()})
+    try:
+        stored = json.loads(path.read_text())
+        return stored["answer"]
+    except (ValueError, KeyError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); delete it and run again") from error

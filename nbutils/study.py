@@ -24,10 +24,10 @@ from distributed import Client, LocalCluster, as_completed
 from torch import nn
 from tqdm import tqdm
 
-from nbutils import ROOT, networks, objectives, patches, training
+from nbutils import ROOT, networks, objectives, patches, probing, training
 from nbutils.legend import VOID
 from nbutils.patches import PatchSet
-from nbutils.store import RUNS, Result, Run, read, write
+from nbutils.store import RUNS, Result, Run, cached, read, write
 
 ARMS = ("random", "moco", "noisy", "exact")
 # Peak rates of AdamW. MoCo's gave the best linear probe on the city's validation scenes, out of 5e-4, 2e-3 and 6e-3.
@@ -202,6 +202,41 @@ def encoder_of(result: Result | None, data: PatchSet, *, encoder: str, seed: int
     return network.encoder.eval()
 
 
+def probe_layers(
+    result: Result | None, data: PatchSet, *, encoder: str, n_pixels: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Probe every layer of what a result trained for the exact classes; fitted once and then read from disk.
+
+    Probes learn from the scenes for fine-tuning and are judged on the test scenes.
+
+    Args:
+        result: A pretraining; without it the random encoder of that seed is probed.
+        data: The patches.
+        encoder: Encoder name.
+        n_pixels: Pixels drawn from each of the two splits.
+        seed: Of the draw, and of the random encoder.
+
+    Returns:
+        For each layer the (K, K) counts on the test pixels, rows exact, columns predicted.
+    """
+    key = {
+        "measures": "linear probes",
+        "encoder": result.run.key if result else f"{encoder}, random",
+        "data": data.fingerprint,
+        "n_pixels": n_pixels,
+        "seed": seed,
+        "code": patches.code_digest(probing, networks, training),
+    }
+
+    def build() -> dict[str, list[list[int]]]:
+        module, parts = encoder_of(result, data, encoder=encoder, seed=seed), map(data.split, ("finetune", "test"))
+        rng = np.random.default_rng(seed)
+        counts = probing.probe_layers(module, *parts, "exact", n_pixels=n_pixels, rng=rng)
+        return {layer: table.tolist() for layer, table in counts.items()}
+
+    return {layer: np.array(table) for layer, table in cached(key, build).items()}
+
+
 def table(results: Sequence[Result]) -> pd.DataFrame:
     """Return one row per result: what was asked, what came out, what it cost, and the keys to trace it by."""
     rows = []
@@ -354,8 +389,9 @@ def _one_thread() -> Iterator[None]:
 
 @cache
 def _code() -> str:
-    rooms = (networks, objectives, training, patches, _train, _evaluate)
-    return patches.code_digest(*rooms)[:16]
+    """Digest of what computes a result from its patches; how those were cut is in their own fingerprint."""
+    reading = (PatchSet.take, PatchSet.split, PatchSet.budget, PatchSet.exact_as_noisy, patches._spread)
+    return patches.code_digest(networks, objectives, training, *reading, _train, _evaluate)[:16]
 
 
 def _precision(asked: str) -> str:

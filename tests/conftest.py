@@ -12,6 +12,8 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # b
     os.environ.setdefault(name, "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # pretrained weights are never downloaded
 
+import nbutils  # noqa: E402, F401 - first, so that tests may import torchvision and what builds on it on their own
+
 configuration.set_hypothesis_home_dir(ROOT / "build/hypothesis")
 settings.register_profile("study", deadline=None, derandomize=True)  # the same examples on every machine
 settings.load_profile("study")

@@ -166,3 +166,39 @@ def test_killed_at_any_moment_the_store_is_whole_and_the_rest_is_done_later(data
     killed = study.run_many(asked, workers=1, store=runs)
     undisturbed = study.run_many(asked, workers=1, store=tmp_path / "undisturbed")
     assert [r.counts for r in killed] == [r.counts for r in undisturbed]
+
+
+def test_cached_computes_once_for_each_key(tmp_path):
+    calls = []
+
+    def build():
+        calls.append(1)
+        return {"counts": [[1, 2], [3, 4]], "n": len(calls)}
+
+    first = store.cached({"a": 1}, build, folder=tmp_path)
+    assert store.cached({"a": 1}, build, folder=tmp_path) == first == {"counts": [[1, 2], [3, 4]], "n": 1}
+    assert store.cached({"a": 2}, build, folder=tmp_path)["n"] == 2
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_damaged_answer_is_named_and_a_failed_one_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        store.cached({"a": 1}, lambda: 1 / 0, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    store.cached({"a": 1}, lambda: 1, folder=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(store.StoreError, match=path.name):
+        store.cached({"a": 1}, lambda: 1, folder=tmp_path)
+
+
+def test_probes_are_read_back_as_they_were_computed(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "MEASURED", tmp_path)
+    asked = {"encoder": "tu-test_resnet", "n_pixels": 60, "seed": 1}
+    computed = study.probe_layers(None, data, **asked)
+    monkeypatch.setattr(study.probing, "probe_layers", None)  # a second computation would fail
+    again = study.probe_layers(None, data, **asked)
+    assert list(again) == list(computed)
+    assert all(np.array_equal(again[layer], computed[layer]) for layer in computed)
+    direct = study.encoder_of(None, data, encoder="tu-test_resnet", seed=1)
+    assert set(computed) == set(study.probing.layer_names(direct))

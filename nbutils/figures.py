@@ -74,7 +74,8 @@ def show_masks(
     columns = columns or min(len(panels), 4)
     rows = math.ceil(len(panels) / columns)
     size = min(2.4, WIDE / columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.15) * rows + 0.4), squeeze=False)
+    tall = size * max((np.shape(a)[-2] / np.shape(a)[-1] for _, a, _ in panels if np.ndim(a) > 1), default=1)
+    fig, axes = plt.subplots(rows, columns, figsize=(size * columns, (tall + 0.15) * rows + 0.4), squeeze=False)
     for ax, (title, array, legend) in zip(axes.flat, panels, strict=False):
         house.panel(ax, title, np.asarray(array), legend, bands)
     for ax in axes.flat[len(panels) :]:

@@ -9,7 +9,9 @@ import time
 from dataclasses import fields, replace
 
 import numpy as np
+import pandas as pd
 import pytest
+import rates
 from toy import toy_patches
 
 from nbutils import ROOT, patches, store, study
@@ -202,3 +204,11 @@ def test_probes_are_read_back_as_they_were_computed(data, tmp_path, monkeypatch)
     assert all(np.array_equal(again[layer], computed[layer]) for layer in computed)
     direct = study.encoder_of(None, data, encoder="tu-test_resnet", seed=1)
     assert set(computed) == set(study.probing.layer_names(direct))
+
+
+def test_learning_rates_are_those_that_the_search_chose():
+    tried = pd.read_csv(ROOT / "tools" / "rates.csv")
+    assert rates.choose(tried) == study.LEARNING_RATES
+    cells = tried.groupby(["arm", "pretraining_rate", "finetuning_rate", "frozen"], dropna=False).seed.nunique()
+    assert (cells == len(rates.SEEDS)).all()  # every arm had the same chances
+    assert set(tried[tried.arm != "random"].groupby("arm").pretraining_rate.nunique()) == {len(rates.PRETRAINING)}

@@ -5,18 +5,20 @@ which scene a file belongs to and how scenes are split. It is checked whole befo
 is wrong is said in one line per fault, with the key, what came and what is allowed.
 """
 
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nbutils import ROOT, noise
 from nbutils import legend as legends
+from nbutils.legend import Legend
 
 SPLITS = ("pretrain", "finetune", "validation", "test")
 
@@ -37,11 +39,43 @@ def _check_regex(pattern: str | None) -> str | None:
     if pattern is not None:
         try:
             groups = re.compile(pattern).groups
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"not a regular expression: {error}") from None
         if groups != 1:
             raise ValueError(f"needs exactly one (group), has {groups}; the group's text is the name")
     return pattern
+
+
+def to_legend(spec: str | Mapping[str, Any]) -> Legend:
+    """Return the legend a card names, or the one it defines itself: {name, classes: {class: [r, g, b]}, codes}.
+
+    Raises:
+        ValueError: Unknown name, or a definition that is incomplete or takes the name of a shipped legend.
+    """
+    if not isinstance(spec, Mapping):
+        return legends.get(str(spec))
+    try:
+        name, classes, codes = str(spec["name"]), dict(spec["classes"]), tuple(map(int, spec.get("codes") or ()))
+        colours = tuple((int(r), int(g), int(b)) for r, g, b in classes.values())
+        if extra := sorted(set(spec) - {"name", "classes", "codes"}):
+            raise ValueError(f"no such key {few(extra)}")
+        if not all(0 <= value <= 255 for colour in colours for value in colour):
+            raise ValueError("colours are 0..255")
+        if name in legends.LEGENDS:
+            raise ValueError(f"{name!r} is a shipped legend, choose another name")
+        return Legend(name, tuple(map(str, classes)), colours, codes)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        form = "{name: mine, classes: {class: [r, g, b], ...}, codes: [1, ...]}, `codes` only where not 0, 1, ..."
+        raise ValueError(f"a legend of one's own is {form}; {type(error).__name__}: {error}") from None
+
+
+def _check_legend(spec: Any) -> Any:
+    if spec is not None:
+        to_legend(spec)
+    return spec
+
+
+LegendSpec = Annotated[Any, AfterValidator(_check_legend)]
 
 
 class Files(_Strict):
@@ -73,15 +107,9 @@ class Images(Files):
 class Masks(Files):
     """Mask files: the legend, and whether it is written as class index, source code or colour."""
 
-    legend: str
+    legend: LegendSpec
     coding: Literal["index", "code", "colour"]
     void: tuple[int | tuple[int, int, int], ...] = ()
-
-    @field_validator("legend")
-    @classmethod
-    def _known_legend(cls, name: str) -> str:
-        legends.get(name)
-        return name
 
     @model_validator(mode="after")
     def _void_fits(self):
@@ -120,10 +148,59 @@ class NoisyMasks(Masks):
     source: Literal["mask"] = Field(alias="from")
 
 
+class _Map(Files):
+    """A map that is laid on the images' grid: a file each, or one `file` below the root for all of them."""
+
+    file: str | None = None
+    legend: LegendSpec
+
+    @model_validator(mode="after")
+    def _one_place(self):
+        if [self.glob, self.asset, self.file].count(None) != 2:
+            raise ValueError("give one of `glob` (a file for each image), `asset` and `file` (one for all)")
+        return self
+
+
+class Product(_Map):
+    """Noisy masks taken from a coded land-cover raster, resampled and translated by `nbutils.maps`."""
+
+    source: Literal["product"] = Field(alias="from")
+    to: LegendSpec = None
+    mapping: dict[str, str | None] | None = None
+    method: Literal["nearest", "majority"] = "nearest"
+    void: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _complete(self):
+        legends.crosswalk(to_legend(self.legend), to_legend(self.to or self.legend), self.mapping)
+        return self
+
+
+class Vector(_Map):
+    """Noisy masks drawn from a vector map by `nbutils.maps`: the classes of a column's values, lines with a width."""
+
+    source: Literal["vector"] = Field(alias="from")
+    column: str
+    classes: dict[str | int, str | None] = Field(min_length=1)
+    background: str | None = None
+    order: tuple[str, ...] | None = None
+    width_m: float | str | None = None
+    layer: str | None = None
+    where: str | None = None
+    ignore: tuple[str | int, ...] = ()
+
+    @model_validator(mode="after")
+    def _known_classes(self):
+        legend = to_legend(self.legend)
+        for name in filter(None, (*self.classes.values(), *(self.order or ()), self.background)):
+            legend.index(name)
+        return self
+
+
 class World(_Strict):
     """An embedded world that is generated on first use: scenes per split and their side length in pixels."""
 
-    generator: Literal["city"]
+    generator: Literal["city", "globe"]
     seed: int = Field(0, ge=0)
     pretrain: int = Field(ge=1)
     finetune: int = Field(ge=1)
@@ -155,22 +232,42 @@ class Card(_Strict):
     catalog: str | None = None
     images: Images
     exact: Masks
-    noisy: Annotated[Inject | Lidar | NoisyMasks, Field(discriminator="source")]
+    noisy: Annotated[Inject | Lidar | NoisyMasks | Product | Vector, Field(discriminator="source")]
+    crosswalk: dict[str, str | None] | None = None
     split: Split
 
     @model_validator(mode="after")
     def _places_fit(self):
         for part in ("images", "exact", "noisy"):
             place = getattr(self, part)
-            if isinstance(place, Files) and (place.asset is None) != (self.catalog is None):
+            if (
+                isinstance(place, Files)
+                and not getattr(place, "file", None)
+                and bool(place.asset) != bool(self.catalog)
+            ):
                 has, want = ("an asset", "give `catalog`") if place.asset else ("a glob", "name an `asset`")
                 raise ValueError(f"{part} is {has} but catalog is {self.catalog!r}: {want}")
+        if self.crosswalk is not None:
+            if self.exact_legend == self.noisy_legend:
+                raise ValueError("`crosswalk` leads from the exact to the noisy legend; here they are the same")
+            legends.crosswalk(self.exact_legend, self.noisy_legend, self.crosswalk)
         return self
+
+    @property
+    def exact_legend(self) -> Legend:
+        """Legend of the exact masks."""
+        return to_legend(self.exact.legend)
+
+    @property
+    def noisy_legend(self) -> Legend:
+        """Legend of the noisy masks; that of the exact ones when the noise is injected."""
+        noisy = self.noisy
+        return self.exact_legend if isinstance(noisy, Inject) else to_legend(getattr(noisy, "to", None) or noisy.legend)
 
     @property
     def folder(self) -> Path:
         """The root folder, absolute: `~` expanded, relative paths taken from the repository."""
-        return ROOT / Path(self.root).expanduser()
+        return ROOT / os.path.expanduser(self.root)
 
     @property
     def about(self) -> str:
@@ -188,7 +285,10 @@ _PARTS = {
     ("noisy", "inject"): Inject,
     ("noisy", "lidar"): Lidar,
     ("noisy", "mask"): NoisyMasks,
+    ("noisy", "product"): Product,
+    ("noisy", "vector"): Vector,
 }
+_SOURCES = [repr(part[1]) for part in _PARTS if part[:1] == ("noisy",)]
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -218,7 +318,7 @@ def _fault(error: dict[str, Any]) -> str:
         return f"{path}: missing"
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         came = given.get("from", "nothing") if isinstance(given, dict) else given
-        return f"{path}.from: got {came!r}; allowed are 'inject', 'lidar', 'mask'"
+        return f"{path}.from: got {came!r}; allowed are {', '.join(_SOURCES)}"
     shown = "" if isinstance(given, (dict, BaseModel)) else f"got {given!r}; "
     return f"{path}: {shown}{error['msg'].removeprefix('Value error, ')}"
 
@@ -238,7 +338,7 @@ def load_card(path: str | Path) -> Card:
     except FileNotFoundError:
         there = sorted(p.name for p in (ROOT / "data/datasets").glob("*.yaml"))
         raise CardError(f"{path}: no such card; data/datasets holds {', '.join(there)}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except Exception as error:  # of the disk, the encoding or the parser, which passes on what constructors raise
         raise CardError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise CardError(f"{path}: a card is a mapping of keys to values, this is {type(raw).__name__}")

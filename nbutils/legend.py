@@ -236,18 +236,88 @@ LEGENDS: dict[str, Legend] = {
     )
 }
 
+# fmt: off
 CROSSWALKS: dict[tuple[str, str], dict[str, str | None]] = {
     ("nyc8", "autogeo4"): {
-        "tree canopy": "tree",
-        "grass/shrub": "background",
-        "bare soil": "background",
-        "water": "background",
-        "buildings": "building",
-        "roads": "road",
-        "other impervious": "background",
-        "railroads": "background",
-    }
+        "tree canopy": "tree", "grass/shrub": "background", "bare soil": "background", "water": "background",
+        "buildings": "building", "roads": "road", "other impervious": "background", "railroads": "background",
+    },
+    # to autogeo4: built-up land holds buildings, roads and yards alike, so it says nothing
+    ("worldcover11", "autogeo4"): {
+        "tree cover": "tree", "shrubland": "background", "grassland": "background", "cropland": "background",
+        "built-up": None, "bare or sparse": "background", "snow and ice": "background",
+        "permanent water": "background", "herbaceous wetland": "background", "mangroves": "tree",
+        "moss and lichen": "background",
+    },
+    ("esri9", "autogeo4"): {
+        "water": "background", "trees": "tree", "flooded vegetation": "background", "crops": "background",
+        "built area": None, "bare ground": "background", "snow and ice": "background", "clouds": None,
+        "rangeland": "background",
+    },
+    ("dw9", "autogeo4"): {  # snow of one day may lie on anything
+        "water": "background", "trees": "tree", "grass": "background", "flooded vegetation": "background",
+        "crops": "background", "shrub and scrub": "background", "built": None, "bare": "background",
+        "snow and ice": None,
+    },
+    ("osm13", "autogeo4"): {  # parks and orchards hold trees and lawns
+        "urban fabric": None, "industrial, commercial, transport": None, "mine, dump, construction": "background",
+        "artificial vegetated": None, "arable land": "background", "permanent crops": None, "pastures": "background",
+        "forest": "tree", "shrub and herbaceous": "background", "open spaces": "background",
+        "inland wetlands": "background", "coastal wetlands": "background", "water bodies": "background",
+    },
+    ("dubai5", "autogeo4"): {  # vegetation is palms and lawns
+        "building": "building", "land": "background", "road": "road", "vegetation": None, "water": "background",
+    },
+    # to dw9: two classes in one, such as Esri's rangeland (grass, shrub), have no counterpart
+    ("worldcover11", "dw9"): {
+        "tree cover": "trees", "shrubland": "shrub and scrub", "grassland": "grass", "cropland": "crops",
+        "built-up": "built", "bare or sparse": "bare", "snow and ice": "snow and ice", "permanent water": "water",
+        "herbaceous wetland": "flooded vegetation", "mangroves": "flooded vegetation", "moss and lichen": None,
+    },
+    ("esri9", "dw9"): {
+        "water": "water", "trees": "trees", "flooded vegetation": "flooded vegetation", "crops": "crops",
+        "built area": "built", "bare ground": "bare", "snow and ice": "snow and ice", "clouds": None,
+        "rangeland": None,
+    },
+    ("dfc8", "dw9"): {
+        "forest": "trees", "shrubland": "shrub and scrub", "grassland": "grass", "wetland": "flooded vegetation",
+        "cropland": "crops", "urban": "built", "barren": "bare", "water": "water",
+    },
+    ("osm13", "dw9"): {  # land use, not cover: mines, parks and shrub with herbs are mixtures
+        "urban fabric": "built", "industrial, commercial, transport": "built", "mine, dump, construction": None,
+        "artificial vegetated": None, "arable land": "crops", "permanent crops": "crops", "pastures": "grass",
+        "forest": "trees", "shrub and herbaceous": None, "open spaces": "bare",
+        "inland wetlands": "flooded vegetation", "coastal wetlands": "flooded vegetation", "water bodies": "water",
+    },
+    ("nyc8", "dw9"): {  # in a city, grass with some shrub is lawn
+        "tree canopy": "trees", "grass/shrub": "grass", "bare soil": "bare", "water": "water", "buildings": "built",
+        "roads": "built", "other impervious": "built", "railroads": "built",
+    },
+    ("dubai5", "dw9"): {
+        "building": "built", "land": "bare", "road": "built", "vegetation": None, "water": "water",
+    },
+    # to dfc8: it leaves snow out; wetland is as in IGBP, with mangroves
+    ("worldcover11", "dfc8"): {
+        "tree cover": "forest", "shrubland": "shrubland", "grassland": "grassland", "cropland": "cropland",
+        "built-up": "urban", "bare or sparse": "barren", "snow and ice": None, "permanent water": "water",
+        "herbaceous wetland": "wetland", "mangroves": "wetland", "moss and lichen": None,
+    },
+    ("esri9", "dfc8"): {
+        "water": "water", "trees": "forest", "flooded vegetation": "wetland", "crops": "cropland",
+        "built area": "urban", "bare ground": "barren", "snow and ice": None, "clouds": None, "rangeland": None,
+    },
+    ("dw9", "dfc8"): {
+        "water": "water", "trees": "forest", "grass": "grassland", "flooded vegetation": "wetland",
+        "crops": "cropland", "shrub and scrub": "shrubland", "built": "urban", "bare": "barren", "snow and ice": None,
+    },
+    ("osm13", "dfc8"): {
+        "urban fabric": "urban", "industrial, commercial, transport": "urban", "mine, dump, construction": None,
+        "artificial vegetated": None, "arable land": "cropland", "permanent crops": "cropland",
+        "pastures": "grassland", "forest": "forest", "shrub and herbaceous": None, "open spaces": "barren",
+        "inland wetlands": "wetland", "coastal wetlands": "wetland", "water bodies": "water",
+    },
 }
+# fmt: on
 """Mappings the study uses: (source legend, target legend) -> {source class: target class, None = void}."""
 
 

@@ -9,25 +9,28 @@ import ast
 import hashlib
 import inspect
 import json
+import mmap
 import os
 import shutil
-import tempfile
 import textwrap
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nbutils import ROOT, cards, files, labelling, legend, noise, simulate, sources
-from nbutils.legend import VOID, Legend
+from nbutils import ROOT, cards, files, legend, simulate, sources, windows
+from nbutils.legend import Legend
 
 CACHE = ROOT / "data" / "cache" / "patches"
 SPLITS = ("pretrain", "finetune", "validation", "test")
+LARGE_PX = 1 << 26  # data sets with larger images are read in one process: each takes half a gigabyte to begin with
+BLOCK_BYTES = 1 << 26  # of patches in memory at once
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class PatchSet:
         gsd_m: Ground sampling distance in metres or None.
         noisy_legend, exact_legend: Legends of the two masks.
         licence: Licence of the data.
+        crosswalk: Noisy class of every exact class (None = void) where the card gives its own mapping, else None.
     """
 
     name: str
@@ -63,6 +67,7 @@ class PatchSet:
     noisy_legend: Legend
     exact_legend: Legend
     licence: str
+    crosswalk: dict[str, str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,7 +76,7 @@ class PatchSet:
     def comparable(self) -> bool:
         """Whether the exact masks can be expressed in the noisy map's legend, so that one can judge the other."""
         names = (self.exact_legend.name, self.noisy_legend.name)
-        return names[0] == names[1] or names in legend.CROSSWALKS
+        return names[0] == names[1] or self.crosswalk is not None or names in legend.CROSSWALKS
 
     @property
     def patch_px(self) -> int:
@@ -122,10 +127,10 @@ class PatchSet:
         """
         source, target = self.exact_legend, self.noisy_legend
         if not self.comparable:
-            raise ValueError(f"no mapping from legend {source.name!r} to {target.name!r}; add one to legend.CROSSWALKS")
+            raise ValueError(f"no mapping from legend {source.name!r} to {target.name!r}; give the card a `crosswalk`")
         if source.name == target.name:
             return self.masks["exact"]
-        table = legend.CROSSWALKS[source.name, target.name]
+        table = self.crosswalk or legend.CROSSWALKS[source.name, target.name]
         return legend.translate(self.masks["exact"], legend.crosswalk(source, target, table))
 
 
@@ -148,20 +153,26 @@ def cut(dataset: sources.Dataset, *, size_px: int, max_patches: int, seed: int =
     A window is kept where its exact mask says something, for pretraining also where only the noisy one does. Where a
     split has more than `max_patches`, that many are drawn, spread over its scenes.
 
+    Memory is bounded whatever the size of the images: masks are looked through in strips, then only the windows that
+    were drawn are read and written to disk one by one. Masks that need the whole scene (from LiDAR, a map, a recipe
+    of noise) are made once per image.
+
     Args:
         dataset: From `open_dataset`.
         size_px: Side length in pixels.
         max_patches: Most patches kept per split.
         seed: Of the draw.
-        workers: Processes that read and label files.
+        workers: Processes that read and label files; one where images are larger than `LARGE_PX`.
 
     Returns:
         All patches of all splits; arrays are memory-mapped.
 
     Raises:
-        sources.SourceError: A file cannot be read; the message names it.
-        ValueError: No window fits, or a mask does not have its image's shape.
+        sources.SourceError: A file cannot be read or a mask is not on its image's grid; the message names it.
+        ValueError: No window fits or none is labelled.
     """
+    if size_px < 1 or max_patches < 1:
+        raise ValueError(f"patches need size_px >= 1 and max_patches >= 1, got {size_px} and {max_patches}")
     paths = [path for tile in dataset.tiles for path in (tile.image, tile.exact, tile.noisy) if path is not None]
     recipe = {
         "files": sources.fingerprint(paths),
@@ -169,16 +180,16 @@ def cut(dataset: sources.Dataset, *, size_px: int, max_patches: int, seed: int =
         "size_px": size_px,
         "max_patches": max_patches,
         "seed": seed,
-        "code": code_digest(cards, files, legend, sources, labelling, noise, _cut_tile, _assemble, _windows, _spread),
+        "code": code_digest(windows, *windows.MAKERS, _draw, _spread),
     }
     pointer = CACHE / f"{dataset.card.name}-{_digest(recipe)[:16]}.json"
-    if pointer.exists():
-        return load(json.loads(pointer.read_text())["fingerprint"])
-    parts = _in_processes(_cut_tile, [(dataset, tile, size_px) for tile in dataset.tiles], workers)
-    patches = _assemble(dataset, parts, max_patches, seed)
-    store(patches)
+    if pointer.exists() and (CACHE / (known := json.loads(pointer.read_text())["fingerprint"])).is_dir():
+        return load(known)
+    with _scratch() as scratch:
+        patches = _cut(dataset, size_px, max_patches, seed, workers, scratch)
+        _publish(patches, scratch / "set")
     write_json(pointer, {"fingerprint": patches.fingerprint})
-    return patches
+    return load(patches.fingerprint)
 
 
 def with_noisy(patches: PatchSet, noisy: NDArray[np.uint8], noisy_legend: Legend) -> PatchSet:
@@ -191,7 +202,8 @@ def with_noisy(patches: PatchSet, noisy: NDArray[np.uint8], noisy_legend: Legend
     """
     if noisy.shape != patches.masks["noisy"].shape or noisy.dtype != np.uint8:
         raise ValueError(f"noisy must be uint8 {patches.masks['noisy'].shape}, got {noisy.dtype} {noisy.shape}")
-    changed = replace(patches, masks={**patches.masks, "noisy": noisy}, noisy_legend=noisy_legend)
+    crosswalk = patches.crosswalk if noisy_legend == patches.noisy_legend else None
+    changed = replace(patches, masks={**patches.masks, "noisy": noisy}, noisy_legend=noisy_legend, crosswalk=crosswalk)
     changed = replace(changed, fingerprint=content_hash(changed))
     store(changed)
     return changed
@@ -202,11 +214,26 @@ def store(patches: PatchSet) -> Path:
     folder = CACHE / patches.fingerprint
     if folder.exists():
         return folder
-    CACHE.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=CACHE))
-    np.save(scratch / "images.npy", patches.images)
-    for name, mask in patches.masks.items():
-        np.save(scratch / f"{name}.npy", mask)
+    with _scratch() as scratch:
+        np.save(scratch / "images.npy", patches.images)
+        for name, mask in patches.masks.items():
+            np.save(scratch / f"{name}.npy", mask)
+        return _publish(patches, scratch)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """Make a folder for what is being written (with the permissions a folder has here) and leave nothing behind."""
+    folder = CACHE / f".writing-{uuid.uuid4().hex}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(patches: PatchSet, scratch: Path) -> Path:
+    """Describe the arrays in a scratch folder and move it to its place."""
     description = {
         "name": patches.name,
         "fingerprint": patches.fingerprint,
@@ -217,13 +244,21 @@ def store(patches: PatchSet) -> Path:
         "mean": patches.mean,
         "std": patches.std,
         "gsd_m": patches.gsd_m,
-        "noisy_legend": patches.noisy_legend.name,
-        "exact_legend": patches.exact_legend.name,
+        "noisy_legend": _named(patches.noisy_legend),
+        "exact_legend": _named(patches.exact_legend),
         "licence": patches.licence,
     }
-    write_json(scratch / "patches.json", description)
-    publish(scratch, folder)
-    return folder
+    own = {} if patches.crosswalk is None else {"crosswalk": patches.crosswalk}
+    write_json(scratch / "patches.json", description | own)
+    publish(scratch, CACHE / patches.fingerprint)
+    return CACHE / patches.fingerprint
+
+
+def _named(own: Legend) -> str | dict:
+    """A legend as a card has it: by name where it is shipped, else defined."""
+    if legend.LEGENDS.get(own.name) == own:
+        return own.name
+    return {"name": own.name, "classes": list(zip(own.names, own.colours, strict=True)), "codes": own.codes}
 
 
 def load(fingerprint: str) -> PatchSet:
@@ -249,9 +284,10 @@ def load(fingerprint: str) -> PatchSet:
         mean=tuple(fields["mean"]),
         std=tuple(fields["std"]),
         gsd_m=fields["gsd_m"],
-        noisy_legend=legend.get(fields["noisy_legend"]),
-        exact_legend=legend.get(fields["exact_legend"]),
+        noisy_legend=cards.to_legend(fields["noisy_legend"]),
+        exact_legend=cards.to_legend(fields["exact_legend"]),
         licence=fields["licence"],
+        crosswalk=fields.get("crosswalk"),
     )
 
 
@@ -277,50 +313,13 @@ def code_digest(*parts: ModuleType | type | Callable) -> str:
     return digest.hexdigest()
 
 
-def _cut_tile(dataset: sources.Dataset, tile: sources.Tile, size_px: int) -> dict[str, NDArray]:
-    """Cut one image and its masks: images (n, B, h, w), exact and noisy (n, h, w).
-
-    A pixel without data in the image is void in both masks; a tile without one of the masks has it void throughout.
-    A window is kept if it can be learned from: by its exact mask, or for pretraining by its noisy one.
-    """
-    image, _ = dataset.read_image(tile)
-    shape = image.shape[1:]
-    injected = isinstance(dataset.card.noisy, sources.Inject)
-    labelled = tile.noisy is not None or (injected and tile.exact is not None)
-    masks = {
-        "exact": sources.read_exact(dataset, tile),
-        "noisy": labelling.noisy_mask(dataset, tile) if labelled else np.full(shape, VOID, np.uint8),
-    }
-    for name, mask in masks.items():
-        if mask.shape != shape:
-            raise ValueError(
-                f"{tile.name}: the {name} mask has {mask.shape} pixels and the image {shape}; put both on the same grid"
-            )
-    valid = sources.read_valid(tile.image)
-    masks = {name: np.where(valid, mask, VOID).astype(np.uint8) for name, mask in masks.items()}
-    parts = {"images": _windows(image, size_px)} | {name: _windows(mask, size_px) for name, mask in masks.items()}
-    useful = (parts["exact"] != VOID).any(axis=(1, 2))
-    if "pretrain" in tile.splits:
-        useful |= (parts["noisy"] != VOID).any(axis=(1, 2))
-    return {name: part[useful] for name, part in parts.items()}
-
-
-def _windows(array: NDArray, size_px: int) -> NDArray:
-    """Split (..., H, W) into the whole windows of a grid: (n, ..., size, size)."""
-    rows, columns = array.shape[-2] // size_px, array.shape[-1] // size_px
-    array = array[..., : rows * size_px, : columns * size_px]
-    blocks = array.reshape(*array.shape[:-2], rows, size_px, columns, size_px)
-    blocks = np.moveaxis(blocks, (-4, -2), (0, 1))  # (rows, columns, ..., size, size)
-    return blocks.reshape(rows * columns, *blocks.shape[2:])
-
-
-def _assemble(dataset: sources.Dataset, parts: list[dict[str, NDArray]], max_patches: int, seed: int) -> PatchSet:
-    """Join the tiles' patches, thin each split to `max_patches`, measure the bands."""
-    counts = [len(part["images"]) for part in parts]
+def _draw(
+    dataset: sources.Dataset, surveys: list[tuple], max_patches: int, seed: int
+) -> tuple[NDArray[np.bool_], NDArray[np.str_], dict[str, NDArray[np.bool_]]]:
+    """Thin each split to `max_patches`: which useful windows are kept; scene and splits of those."""
+    counts = [len(useful) for useful, _, _ in surveys]
     scenes = np.repeat([tile.scene for tile in dataset.tiles], counts)
-    exact_known = np.concatenate([(part["exact"] != VOID).any(axis=(1, 2)) for part in parts])
-    if not len(scenes):
-        raise ValueError(f"{dataset.card.name}: no window fits into any image; choose a smaller patch size")
+    exact_known = np.concatenate([known for _, known, _ in surveys])
     member = {}
     for split in SPLITS:
         inside = np.repeat([split in tile.splits for tile in dataset.tiles], counts)
@@ -330,27 +329,82 @@ def _assemble(dataset: sources.Dataset, parts: list[dict[str, NDArray]], max_pat
         index = index[_spread(scenes[index], np.random.default_rng(seed))[:max_patches]]
         member[split] = np.isin(np.arange(len(scenes)), index)
     kept = np.logical_or.reduce(list(member.values()))
-    arrays = {name: np.concatenate([part[name] for part in parts])[kept] for name in ("images", "exact", "noisy")}
-    member = {name: inside[kept] for name, inside in member.items()}
-    card = dataset.card
-    seen = arrays["images"][member["pretrain"]].astype(np.float64) / card.images.scale
+    return kept, scenes[kept], {name: inside[kept] for name, inside in member.items()}
+
+
+def _cut(dataset: sources.Dataset, size_px: int, max_patches: int, seed: int, workers: int, scratch: Path) -> PatchSet:
+    """Survey all tiles, draw, and write what was drawn to ``scratch/set``."""
+    tiles, card, folder = dataset.tiles, dataset.card, scratch / "set"
+    shapes = [files.image_shape(tile.image) for tile in tiles]
+    if not any(min(shape) >= size_px for shape in shapes):
+        (height, width), tile = max(zip(shapes, tiles, strict=True), key=lambda pair: min(pair[0]))
+        hint = f"the largest, {tile.image}, has {height} x {width} pixels; choose a smaller patch size"
+        raise ValueError(f"{card.name}: no window of {size_px} pixels fits into any image: {hint}")
+    if len(tiles) == 1 or max(height * width for height, width in shapes) > LARGE_PX:
+        workers = 1
+    whole = [scratch / f"{i}.npy" for i in range(len(tiles))]
+    with windows.mapper(min(workers, len(tiles))) as each:
+        surveys = list(each(partial(windows.survey, dataset, size_px), tiles, whole))
+        kept, scenes, member = _draw(dataset, surveys, max_patches, seed)
+        if not member["pretrain"].any():
+            raise ValueError(f"{card.name}: no window for pretraining has a label; check the card's split and masks")
+        folder.mkdir()
+        dtype, square = np.result_type(*(dtype for _, _, dtype in surveys)), (len(scenes), size_px, size_px)
+        shape = {"images": (len(scenes), len(card.images.bands), size_px, size_px), "exact": square, "noisy": square}
+        for name in shape:
+            kind = dtype if name == "images" else np.uint8
+            np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, shape[name])
+        mine = np.split(kept, np.cumsum([len(useful) for useful, _, _ in surveys])[:-1])
+        numbers = [useful[own] for (useful, _, _), own in zip(surveys, mine, strict=True)]
+        first = np.cumsum([0, *map(len, numbers)]).tolist()
+        list(each(partial(windows.fill, dataset, size_px, folder), tiles, whole, numbers, first))
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shape}
+    mean, std = _moments(arrays["images"], member["pretrain"], card.images.scale)
     patches = PatchSet(
         name=card.name,
         fingerprint="",
         images=arrays["images"],
         masks={"noisy": arrays["noisy"], "exact": arrays["exact"]},
-        scenes=scenes[kept],
+        scenes=scenes,
         member=member,
         bands=tuple(card.images.bands),
         scale=float(card.images.scale),
-        mean=tuple(seen.mean(axis=(0, 2, 3)).tolist()),
-        std=tuple(seen.std(axis=(0, 2, 3)).clip(min=1e-6).tolist()),
+        mean=mean,
+        std=std,
         gsd_m=card.gsd_m,
         noisy_legend=dataset.noisy_legend,
         exact_legend=dataset.exact_legend,
         licence=card.licence,
+        crosswalk=card.crosswalk,
     )
     return replace(patches, fingerprint=content_hash(patches))
+
+
+def _moments(images: NDArray, inside: NDArray[np.bool_], scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per band, after `scale`, over the patches `inside`."""
+    n, bands, height, width = images.shape
+
+    def mean_of(value: Callable[[NDArray], NDArray]) -> NDArray[np.float64]:
+        sums = np.zeros(bands)
+        for start, block in _blocks(images):
+            for patch in block[inside[start : start + len(block)]]:  # one by one: the order of a sum over all at once
+                sums += value(patch.astype(np.float64).reshape(bands, -1) / scale).sum(axis=1)
+        return sums / (int(inside.sum()) * height * width)
+
+    mean = mean_of(lambda values: values)
+    std = np.sqrt(mean_of(lambda values: (values - mean[:, None]) ** 2)).clip(min=1e-6)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _blocks(array: NDArray) -> Iterator[tuple[int, NDArray]]:
+    """Yield parts of an array and where they start; of one on disk each is mapped alone, to leave memory again."""
+    step = max(BLOCK_BYTES // max(array[:1].nbytes, 1), 1)
+    for start in range(0, len(array), step):
+        part = array[start : start + step]
+        if isinstance(array.base, mmap.mmap) and array.flags.c_contiguous:
+            offset = array.offset + start * array[:1].nbytes
+            part = np.memmap(array.filename, array.dtype, "r", offset, part.shape)
+        yield start, part
 
 
 def _spread(scenes: NDArray[np.str_], rng: np.random.Generator) -> NDArray[np.intp]:
@@ -368,15 +422,19 @@ def content_hash(patches: PatchSet) -> str:
     digest = hashlib.sha256()
     for array in (patches.images, patches.masks["noisy"], patches.masks["exact"]):
         digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    digest.update(json.dumps([patches.scenes.tolist(), patches.noisy_legend.name, patches.exact_legend.name]).encode())
+        for _, block in _blocks(array):
+            digest.update(np.ascontiguousarray(block).data)
+    named = [patches.scenes.tolist(), _named(patches.noisy_legend), _named(patches.exact_legend)]
+    digest.update(
+        json.dumps(named if patches.crosswalk is None else [*named, sorted(patches.crosswalk.items())]).encode()
+    )
     for split in SPLITS:
         digest.update(np.packbits(patches.member[split]).tobytes())
     return digest.hexdigest()
 
 
 def _digest(recipe: dict) -> str:
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()  # the order of classes in a card may matter
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -388,12 +446,3 @@ def write_json(path: Path, content: dict) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)
-
-
-def _in_processes(function, arguments: Iterable[tuple], workers: int) -> list:
-    """Call `function(*arguments)` for each tuple, in order, on `workers` fresh processes."""
-    arguments = list(arguments)
-    if workers <= 1 or len(arguments) == 1:
-        return [function(*each) for each in arguments]
-    with ProcessPoolExecutor(min(workers, len(arguments)), mp_context=get_context("spawn")) as pool:
-        return list(pool.map(function, *zip(*arguments, strict=True), chunksize=1))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from nbutils.canvas import CANOPY_M, GRASS, MARGIN_M, STEP_M, TREE, WATER, Canvas, smooth_noise
-from nbutils.files import Points
+from nbutils.points import Points
 
 _SKY = np.array((0.16, 0.21, 0.26, 0.33), np.float32)  # diffuse light relative to the sun, bluer than it
 _RIM = int(MARGIN_M / STEP_M)  # cells of margin

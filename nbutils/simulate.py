@@ -1,9 +1,11 @@
-"""The embedded world `city`, written as the files a mapping agency would hand over.
+"""The embedded worlds, `city` and `globe`, written as the files a mapping agency would hand over.
 
-A world is a static STAC catalogue: every scene is an item with an orthophoto (COG, NIR R G B, 1 m), exact land cover
-(COG), LiDAR returns (LAZ, unclassified) and footprints (GeoPackage), in UTM. Everything random hangs on one seed:
-scene (split, index) draws from `SeedSequence(seed, spawn_key=(split, index))`, so that a world is the same however
-many processes write it. A world is whole or absent: it is written beside its place and then renamed.
+A world is a static STAC catalogue of scenes in UTM. A scene of the city is an item with an orthophoto (COG, NIR R G B,
+1 m), exact land cover (COG), LiDAR returns (LAZ, unclassified) and footprints (GeoPackage). A place of the globe has
+13-band images of four dates, exact land cover in three legends, a noisy land-cover product and cloud maps (all COG,
+10 m). Everything random hangs on one seed: scene (split, index) draws from `SeedSequence(seed, spawn_key=(split,
+index))`, so that a world is the same however many processes write it. A world is whole or absent: it is written
+beside its place and then renamed.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, date, datetime
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import geopandas as gpd
@@ -32,16 +34,20 @@ from pystac.extensions.projection import ProjectionExtension
 from rasterio.enums import ColorInterp
 from rasterio.io import MemoryFile
 
-from nbutils import ROOT, city, legend, sensors
+from nbutils import ROOT, city, globe, globe_sensor, legend, sensors
 from nbutils.cards import Card
-from nbutils.files import Points, write_mask
+from nbutils.files import write_mask
+from nbutils.globe_product import Place, make_place
+from nbutils.points import Points
 
-VERSION = 6  # raised whenever the same seed gives other pixels: worlds of another version are made anew
+# raised whenever the same seed gives other pixels: worlds of another version are made anew
+VERSIONS = {"city": 6, "globe": 1}
 BANDS = ("nir", "red", "green", "blue")
 CRS = "EPSG:32618"
 _CORNER = (583_000.0, 4_512_000.0)  # upper left of the first scene, metres
 _COLUMNS, _GAP_M = 8, 116.0
 _SPLITS = ("pretrain", "finetune", "validation", "test")
+_TURN = (0, 3, 1, 0)  # biome of the first place of each split, so that small splits are varied too
 _FLOWN = datetime(2024, 6, 15, 16, 0, tzinfo=UTC)
 
 
@@ -119,7 +125,11 @@ class _World:
     test: int
     size_px: int
     generator: str = "city"
-    version: int = field(default=VERSION)
+    version: int = 0
+
+    def __post_init__(self) -> None:
+        if self.version == 0:
+            object.__setattr__(self, "version", VERSIONS[self.generator])
 
     def scenes(self) -> list[tuple[str, int, int]]:
         """(name, split number, number in the split) of every scene, in order."""
@@ -135,14 +145,14 @@ def ensure_world(card: Card) -> None:
     """
     if card.world is None:
         return
-    options = card.world.model_dump(exclude={"generator"})
+    options = card.world.model_dump()
     if _stored(card.folder) != _World(**options):
-        write_city(card.folder, **options, workers=min(2, os.cpu_count() or 1))
+        write_world(card.folder, **options, workers=min(2, os.cpu_count() or 1))
 
 
-def write_city(root: str | Path, *, seed: int, pretrain: int, finetune: int, validation: int, test: int,
-               size_px: int, workers: int = 1) -> Path:  # fmt: skip
-    """Write a world of city scenes as a static STAC catalogue; whole or absent.
+def write_world(root: str | Path, *, seed: int, pretrain: int, finetune: int, validation: int, test: int,
+                size_px: int, generator: str = "city", workers: int = 1) -> Path:  # fmt: skip
+    """Write an embedded world as a static STAC catalogue; whole or absent.
 
     Args:
         root: Folder of the world; an older embedded world there is replaced.
@@ -151,7 +161,8 @@ def write_city(root: str | Path, *, seed: int, pretrain: int, finetune: int, val
         finetune: See `pretrain`.
         validation: See `pretrain`.
         test: See `pretrain`.
-        size_px: Side of a scene in pixels of 1 m.
+        size_px: Side of a scene in pixels, of 1 m in the city and of 10 m on the globe.
+        generator: "city" or "globe".
         workers: Processes to share the scenes among; the result does not depend on it.
 
     Returns:
@@ -161,7 +172,7 @@ def write_city(root: str | Path, *, seed: int, pretrain: int, finetune: int, val
         FileExistsError: `root` holds something that is no embedded world; it is left alone.
         RuntimeError: A process failed; the message ends with what it said.
     """
-    root, world = Path(root), _World(seed, pretrain, finetune, validation, test, size_px)
+    root, world = Path(root), _World(seed, pretrain, finetune, validation, test, size_px, generator)
     if root.exists() and not (root / "world.json").is_file() and any(root.iterdir()):
         raise FileExistsError(
             f"{root} holds files but no world.json, so it is no embedded world and will not be overwritten; "
@@ -256,11 +267,19 @@ def _write_part(folder: Path, part: int, parts: int, parent: int | None = None) 
     for number, (name, split, index) in list(enumerate(world.scenes()))[part::parts]:
         if parent is not None and os.getppid() != parent:
             return
-        scene = city_scene(np.random.SeedSequence(world.seed, spawn_key=(split, index)), world.size_px, index)
-        write_scene(folder / name, scene, scene_grid(number, world.size_px))
-        azimuth, elevation = (round(angle, 2) for angle in scene.sun)
-        about = {"sun_azimuth": azimuth, "sun_elevation": elevation, "points": len(scene.points)}
+        seed = np.random.SeedSequence(world.seed, spawn_key=(split, index))
+        if world.generator == "globe":
+            place = make_place(seed, world.size_px, index + _TURN[split])
+            about = write_place(folder / name, place, place_grid(place.biome, number, world.size_px))
+        else:
+            scene = city_scene(seed, world.size_px, index)
+            write_scene(folder / name, scene, scene_grid(number, world.size_px))
+            about = {**_sun(scene.sun), "points": len(scene.points)}
         (folder / name / "scene.json").write_text(json.dumps(about) + "\n")
+
+
+def _sun(angles: tuple[float, float]) -> dict[str, float]:
+    return dict(zip(("sun_azimuth", "sun_elevation"), (round(angle, 2) for angle in angles), strict=True))
 
 
 def scene_grid(number: int, size_px: int) -> GeoBox:
@@ -280,17 +299,43 @@ def write_scene(folder: Path, scene: Scene, grid: GeoBox, *, footprints: bool = 
         _write_footprints(folder / "footprints.gpkg", scene, grid)
 
 
-def _write_image(path: Path, image: NDArray[np.uint8], grid: GeoBox) -> None:
-    profile = {"driver": "GTiff", "dtype": "uint8", "count": len(image), "height": grid.shape[0],
-               "width": grid.shape[1], "crs": CRS, "transform": grid.transform, "photometric": "minisblack",
+def place_grid(biome: str, number: int, size_px: int) -> GeoBox:
+    """Grid of the place of a running number in the UTM zone of its biome; no two places overlap."""
+    code, northing, _ = globe.BIOMES[biome]
+    row, column = divmod(number, _COLUMNS)
+    x, y = 300_000 + 48_000 * column, northing - 24_000 * row
+    return GeoBox((size_px, size_px), Affine(10, 0, x, 0, -10, y), f"EPSG:{code}")
+
+
+def write_place(folder: Path, place: Place, grid: GeoBox) -> dict:
+    """Write an image per season, the exact maps, product.tif and clouds.tif; returns what the item says about them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dates = {}
+    for season, shot in place.shots.items():
+        _write_image(folder / f"{season}.tif", shot.image, grid, globe_sensor.BANDS)
+        when = datetime(2021, 1, 1, 10, 30, tzinfo=UTC) + timedelta(days=int(shot.day) - 1)
+        cover = round(100 * float((shot.clouds == globe_sensor.CLOUD).mean()), 1)
+        dates[season] = {"datetime": when.isoformat(), **_sun(shot.sun), "cloud_cover": cover}
+    for name, exact in place.exact.items():
+        write_mask(folder / f"exact_{name}.tif", exact, grid, legend.get(name))
+    write_mask(folder / "product.tif", place.product, grid, legend.get("dw9"))
+    clouds = np.stack([shot.clouds for shot in place.shots.values()])
+    _write_image(folder / "clouds.tif", clouds, grid, tuple(place.shots), "nearest")
+    return {"biome": place.biome, "dates": dates}
+
+
+def _write_image(path: Path, image: NDArray, grid: GeoBox, bands: tuple[str, ...] = BANDS,
+                 overviews: str = "average") -> None:  # fmt: skip
+    profile = {"driver": "GTiff", "dtype": str(image.dtype), "count": len(image), "height": grid.shape[0],
+               "width": grid.shape[1], "crs": str(grid.crs), "transform": grid.transform, "photometric": "minisblack",
                "alpha": "unspecified"}  # fmt: skip
     with MemoryFile() as memory:
         with memory.open(**profile) as data:
             data.write(image)
-            data.descriptions = BANDS
-            data.colorinterp = [ColorInterp[name] for name in ("undefined", "red", "green", "blue")]
+            data.descriptions = bands
+            data.colorinterp = [ColorInterp[n if n in ("red", "green", "blue") else "undefined"] for n in bands]
         with memory.open() as data:
-            options = {"compress": "deflate", "predictor": "2", "blocksize": "128", "overview_resampling": "average"}
+            options = {"compress": "deflate", "predictor": "2", "blocksize": "128", "overview_resampling": overviews}
             rasterio.shutil.copy(data, path, driver="COG", **options)
 
 
@@ -330,30 +375,41 @@ def _write_footprints(path: Path, scene: Scene, grid: GeoBox) -> None:
 
 def _catalogue(folder: Path, world: _World) -> None:
     """Write the static STAC catalogue over the scenes in `folder`, with relative links only."""
-    catalog = pystac.Catalog(
-        id="city",
-        title="City, an embedded synthetic world",
-        description=f"Synthetic orthophotos, exact land cover and LiDAR of one invented city; seed {world.seed}.",
+    globe_ = world.generator == "globe"
+    what = (
+        "Sentinel-2 like images and land cover of invented places"
+        if globe_
+        else ("Synthetic orthophotos, exact land cover and LiDAR of one invented city")
     )
+    title = f"{world.generator.capitalize()}, an embedded synthetic world"
+    catalog = pystac.Catalog(id=world.generator, title=title, description=f"{what}; seed {world.seed}.")
     for number, (name, split, _) in enumerate(world.scenes()):
         about = json.loads((folder / name / "scene.json").read_text())
-        catalog.add_item(_item(folder / name, name, _SPLITS[split], scene_grid(number, world.size_px), about))
+        if globe_:
+            item = _place_item(folder / name, _SPLITS[split], place_grid(about["biome"], number, world.size_px), about)
+        else:
+            item = _scene_item(folder / name, _SPLITS[split], scene_grid(number, world.size_px), about)
+        catalog.add_item(item)
     catalog.normalize_hrefs(f"{folder}{os.sep}")  # the separator tells pystac that a name with a dot is a folder
     catalog.make_all_asset_hrefs_relative()
     catalog.save(catalog_type=pystac.CatalogType.SELF_CONTAINED)
 
 
-def _item(folder: Path, name: str, split: str, grid: GeoBox, about: dict) -> pystac.Item:
+def _item(name: str, grid: GeoBox, when: datetime | None, **properties) -> pystac.Item:
     west, south, east, north = grid.extent.boundingbox
     corners = zip((west, east, east, west), (south, south, north, north), strict=True)
-    to_lonlat = pyproj.Transformer.from_crs(CRS, "EPSG:4326", always_xy=True)
+    to_lonlat = pyproj.Transformer.from_crs(str(grid.crs), "EPSG:4326", always_xy=True)
     outline = shapely.Polygon([to_lonlat.transform(*corner) for corner in corners])
-    properties = {"split": split, "gsd": 1.0}
-    item = pystac.Item(name, shapely.geometry.mapping(outline), list(outline.bounds), _FLOWN, properties)
-    item.properties |= {f"view:{key}": about[key] for key in ("sun_azimuth", "sun_elevation")}
+    item = pystac.Item(name, shapely.geometry.mapping(outline), list(outline.bounds), when, properties)
     item.stac_extensions.append("https://stac-extensions.github.io/view/v1.0.0/schema.json")
     projection = ProjectionExtension.ext(item, add_if_missing=True)
-    projection.apply(code=CRS, shape=list(grid.shape), transform=list(grid.transform)[:6])
+    projection.apply(code=str(grid.crs), shape=list(grid.shape), transform=list(grid.transform)[:6])
+    return item
+
+
+def _scene_item(folder: Path, split: str, grid: GeoBox, about: dict) -> pystac.Item:
+    sun = {f"view:{key}": about[key] for key in ("sun_azimuth", "sun_elevation")}
+    item = _item(folder.name, grid, _FLOWN, split=split, gsd=1.0, **sun)
     for key, file, kind, role, title in (
         ("image", "image.tif", pystac.MediaType.COG, "data", "Orthophoto: near infrared, red, green, blue"),
         ("exact", "exact.tif", pystac.MediaType.COG, "labels", "Exact land cover, legend nyc8, 255 void"),
@@ -362,6 +418,27 @@ def _item(folder: Path, name: str, split: str, grid: GeoBox, about: dict) -> pys
     ):
         item.add_asset(key, pystac.Asset(str(folder / file), title, media_type=kind, roles=[role]))
     item.assets["image"].extra_fields["bands"] = [{"name": band} for band in BANDS]
+    return item
+
+
+def _place_item(folder: Path, split: str, grid: GeoBox, about: dict) -> pystac.Item:
+    dates = about["dates"]
+    days = sorted(date["datetime"] for date in dates.values())
+    span = {"start_datetime": days[0], "end_datetime": days[-1]}
+    item = _item(folder.name, grid, None, split=split, gsd=10.0, biome=about["biome"], **span)
+    item.stac_extensions.append("https://stac-extensions.github.io/eo/v1.1.0/schema.json")
+    titles = {season: f"Top-of-atmosphere reflectance x 10000, {season}" for season in dates}
+    titles |= {f"exact_{name}": f"Exact land cover, legend {name}, 255 void" for name in ("dw9", "dfc8", "osm13")}
+    titles |= {"product": "Land-cover product with errors, legend dw9, 255 void"}
+    titles |= {"clouds": "0 clear, 1 cloud, 2 shadow of a cloud; a band per season"}
+    for key, title in titles.items():
+        role = "data" if key in dates else "cloud" if key == "clouds" else "labels"
+        asset = pystac.Asset(str(folder / f"{key}.tif"), title, media_type=pystac.MediaType.COG, roles=[role])
+        item.add_asset(key, asset)
+        if key in dates:
+            sun = {f"view:{k}": dates[key][k] for k in ("sun_azimuth", "sun_elevation")}
+            more = {"eo:cloud_cover": dates[key]["cloud_cover"], "bands": [{"name": b} for b in globe_sensor.BANDS]}
+            asset.extra_fields |= {"datetime": dates[key]["datetime"], **sun, **more}
     return item
 
 

@@ -5,32 +5,41 @@ of single files in `nbutils.files`, and both are also reached from here.
 """
 
 import fnmatch
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pystac
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
+from pystac.stac_io import StacIO
 
 from nbutils import legend as legends
+from nbutils import remote
 from nbutils.cards import SPLITS, Card, CardError, DataMissing, Files, Inject, Lidar, Masks, few, load_card, locate
 from nbutils.files import (
-    Points,
+    AnyWindow,
+    Raster,
     SourceError,
+    check_grid,
+    decode,
     fingerprint,
     image_shape,
+    open_file,
     read_image,
     read_mask,
-    read_points,
     read_valid,
+    spans,
     write_mask,
 )
 from nbutils.legend import VOID, Legend
+from nbutils.points import Points, read_points
 
 __all__ = [
     "SPLITS",
@@ -42,18 +51,22 @@ __all__ = [
     "Lidar",
     "Masks",
     "Points",
+    "Raster",
     "SourceError",
     "Tile",
     "fingerprint",
     "image_shape",
     "list_tiles",
     "load_card",
+    "open_mask",
+    "open_raster",
     "read_dataset",
     "read_exact",
     "read_image",
     "read_mask",
     "read_points",
     "read_valid",
+    "trainable",
     "write_mask",
 ]
 
@@ -96,31 +109,88 @@ class Dataset:
     @cached_property
     def exact_legend(self) -> Legend:
         """Legend of the exact masks."""
-        return legends.get(self.card.exact.legend)
+        return self.card.exact_legend
 
     @cached_property
     def noisy_legend(self) -> Legend:
         """Legend of the noisy masks; that of the exact ones when the noise is injected."""
-        noisy = self.card.noisy
-        return self.exact_legend if isinstance(noisy, Inject) else legends.get(noisy.legend)
+        return self.card.noisy_legend
 
-    def read_image(self, tile: Tile) -> tuple[NDArray, GeoBox | None]:
-        """Read a tile's image, checked against the card's bands: (B, H, W) and its grid.
+    @cached_property
+    def crosswalk(self) -> NDArray[np.uint8] | None:
+        """Lookup table from the exact to the noisy legend, by the card or as shipped; None if there is none."""
+        source, target = self.exact_legend, self.noisy_legend
+        known = source == target or self.card.crosswalk or (source.name, target.name) in legends.CROSSWALKS
+        return legends.crosswalk(source, target, self.card.crosswalk) if known else None
+
+    def read_image(self, tile: Tile, window: AnyWindow | None = None) -> tuple[NDArray, GeoBox | None]:
+        """Read a tile's image, or a window of it, checked against the card's bands: (B, H, W) and its grid.
 
         Unsigned 16-bit values come as int32, because PyTorch has next to no arithmetic on the former.
         """
-        image, geobox = read_image(tile.image)
-        if len(image) != len(self.bands):
-            raise SourceError(f"{tile.image}: has {len(image)} bands, the card names {len(self.bands)}: {self.bands}")
-        return image.astype(np.int32) if image.dtype == np.uint16 else image, geobox
+        with self.open_image(tile) as image:
+            return trainable(image.read(window)), image.grid(window)
+
+    def open_image(self, tile: Tile) -> Raster:
+        """Open a tile's image, checked against the card's bands."""
+        image = open_file(tile.image)
+        if (count := image.count) != len(self.bands):
+            image.close()
+            raise SourceError(f"{tile.image}: has {count} bands, the card names {len(self.bands)}: {self.bands}")
+        return image
 
 
-def read_exact(dataset: Dataset, tile: Tile) -> NDArray[np.uint8]:
+def trainable(image: NDArray) -> NDArray:
+    """Return unsigned 16-bit values as int32, other values as they are."""
+    return image.astype(np.int32) if image.dtype == np.uint16 else image
+
+
+def read_exact(dataset: Dataset, tile: Tile, window: AnyWindow | None = None) -> NDArray[np.uint8]:
     """Read a tile's exact mask: (H, W) uint8 of the image's size, all void where the tile has none."""
-    shape = image_shape(tile.image)
-    if tile.exact is None:
-        return np.full(shape, VOID, dtype=np.uint8)
-    return read_mask(tile.exact, dataset.card.exact, dataset.exact_legend, shape=shape)
+    with open_file(tile.image) as image:
+        if tile.exact is None:
+            return np.full([s.stop - s.start for s in spans(window, image.shape)], VOID, dtype=np.uint8)
+        with open_mask(tile.exact, image) as mask:
+            return decode(mask, dataset.card.exact, dataset.exact_legend, window)
+
+
+def open_mask(path: Path, image: Raster) -> Raster:
+    """Open a mask; SourceError unless it lies on its image's grid."""
+    mask = open_file(path)
+    try:
+        check_grid(mask, image)
+    except SourceError:
+        mask.close()
+        raise
+    return mask
+
+
+def open_raster(where: str | Path | pystac.Asset | pystac.Item, asset: str = "") -> Raster:
+    """Open a raster lazily: nothing but its header is read until a window is asked for.
+
+    Args:
+        where: Path, http(s) address of a cloud-optimised GeoTIFF, or an asset or item of a STAC catalogue.
+        asset: Name of the item's asset.
+
+    Returns:
+        An open `files.Raster`; use it in a `with` block.
+
+    Raises:
+        SourceError: Missing or damaged file, address that does not answer, item without the asset.
+    """
+    if isinstance(where, pystac.Item):
+        if asset not in where.assets:
+            raise SourceError(f"item {where.id!r} has no asset {asset!r}, only {few(where.assets)}")
+        where = where.assets[asset]
+    if isinstance(where, pystac.Asset):
+        where = where.get_absolute_href() or where.href
+    where = str(where).removeprefix("file://")
+    if not remote.is_remote(where):
+        return open_file(where)
+    signed = remote.resolve(where)
+    return Raster(
+        signed, remote.gdal_options(), None if signed == where else partial(remote.resolve, where, renew=True)
+    )
 
 
 _Key = tuple[str | None, str]
@@ -136,7 +206,11 @@ def _group(pattern: str, path: Path, what: str) -> str:
 def _globbed(card: Card, files: Files, part: str) -> dict[_Key, tuple[str, Path]]:
     """Files of a glob: {(scene or None, key): (scene, path)}; a key that comes twice is an error."""
     found: dict[_Key, tuple[str, Path]] = {}
-    for path in sorted(p for p in card.folder.glob(files.glob) if p.is_file()):
+    try:
+        paths = sorted(p for p in card.folder.glob(files.glob) if p.is_file())
+    except (ValueError, NotImplementedError, IndexError, OSError) as error:
+        raise CardError(f"{part}.glob: got {files.glob!r}; {error}; give a pattern below root") from None
+    for path in paths:
         inside = path.relative_to(card.folder)
         scene = _group(card.images.scene, inside, "images.scene") if card.images.scene else None
         key = (scene, _group(files.key, inside, f"{part}.key") if files.key else path.stem)
@@ -148,23 +222,62 @@ def _globbed(card: Card, files: Files, part: str) -> dict[_Key, tuple[str, Path]
     return found
 
 
+class _Disk(StacIO):
+    """Reads a catalogue from disk and from nowhere else; whatever is wrong with a file is told with its name."""
+
+    def read_text(self, source: Any, *_: Any, **__: Any) -> str:
+        return Path(str(source).removeprefix("file://")).read_text(encoding="utf-8")
+
+    def write_text(self, *_: Any, **__: Any) -> None:
+        raise NotImplementedError
+
+    def read_stac_object(self, source: Any, *args: Any, **more: Any) -> pystac.STACObject:
+        try:
+            return super().read_stac_object(source, *args, **more)
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            raise SourceError(f"{source}: cannot be read as part of a STAC catalogue: {told}; write it again") from None
+
+
+def _items(path: Path) -> list[pystac.Item]:
+    """Items of a static STAC catalogue, by name."""
+    try:
+        found = pystac.Catalog.from_file(str(path), stac_io=_Disk()).get_items(recursive=True)
+        return sorted(found, key=lambda item: item.id)
+    except SourceError:
+        raise
+    except Exception as error:  # links in circles, names that are no text, ...
+        told = f"{type(error).__name__}: {error}"
+        raise SourceError(f"{path}: is no sound STAC catalogue: {told}; write it again") from None
+
+
 def _catalogued(card: Card, files: Files, part: str) -> dict[_Key, tuple[str, Path]]:
     """Files of an asset of a static STAC catalogue; the item id is the scene name."""
-    catalog = pystac.Catalog.from_file(str(card.folder / card.catalog))
     found: dict[_Key, tuple[str, Path]] = {}
-    for item in sorted(catalog.get_items(recursive=True), key=lambda item: item.id):
+    for item in _items(card.folder / card.catalog):
         if files.asset not in item.assets:
             if part == "images":
                 raise CardError(f"{part}.asset: item {item.id!r} has no {files.asset!r}, only {few(item.assets)}")
             continue
-        href = item.assets[files.asset].get_absolute_href()
+        href = item.assets[files.asset].get_absolute_href() or item.assets[files.asset].href
         path = Path(href.removeprefix("file://"))
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise DataMissing(f"{path} of item {item.id!r} is missing\n{card.about}")
         found[(item.id, item.id)] = (item.id, path)
     if not found:
         raise DataMissing(f"no item in {card.folder / card.catalog} has the asset {files.asset!r}\n{card.about}")
     return found
+
+
+def _noisy_files(card: Card, images: dict, find: Callable) -> dict[_Key, tuple[str, Path]]:
+    """Files of the noisy source, none when it is injected, the same for all images when the card names one `file`."""
+    if isinstance(card.noisy, Inject):
+        return {}
+    if not (file := getattr(card.noisy, "file", None)):
+        return find(card, card.noisy, "noisy")
+    if not (path := card.folder / os.path.expanduser(file)).is_file():
+        raise DataMissing(f"noisy.file {path} is missing\n{card.about}")
+    return {key: (scene, path) for key, (scene, _) in images.items()}
 
 
 def _split_scenes(card: Card, scenes: Sequence[str]) -> dict[str, set[str]]:
@@ -211,13 +324,13 @@ def list_tiles(card: Card) -> tuple[Tile, ...]:
         DataMissing: the root, the catalogue or the files are not there.
         CardError: files without a partner, splits that overlap or match nothing, names that are not unique.
     """
-    if not card.folder.is_dir() or (card.catalog and not (card.folder / card.catalog).is_file()):
+    if not os.path.isdir(card.folder) or (card.catalog and not os.path.isfile(card.folder / card.catalog)):
         missing = card.folder / card.catalog if card.catalog and card.folder.is_dir() else card.folder
         raise DataMissing(f"the data are not here: {missing} is missing\n{card.about}")
     find = _catalogued if card.catalog else _globbed
     images = find(card, card.images, "images")
     exact = find(card, card.exact, "exact")
-    noisy = {} if isinstance(card.noisy, Inject) else find(card, card.noisy, "noisy")
+    noisy = _noisy_files(card, images, find)
     splits = _split_scenes(card, sorted({scene for scene, _ in images.values()}))
     within = {key: tuple(s for s in SPLITS if scene in splits[s]) for key, (scene, _) in images.items()}
     inject = isinstance(card.noisy, Inject)

@@ -10,9 +10,10 @@ import pytest
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from nbutils import cards, labelling, legend, noise
-from nbutils.files import Points, SourceError, write_mask
+from nbutils import cards, labelling, legend, lidar, noise
+from nbutils.files import SourceError, write_mask
 from nbutils.labelling import BACKGROUND, BUILDING, ROAD, TREE, LidarRules, from_lidar
+from nbutils.points import Points
 
 SIZE = 80
 X0, Y0 = 583_000.0, 4_512_000.0
@@ -75,10 +76,10 @@ def test_statistics_are_layers_on_the_grid_with_the_heights_that_were_built(town
 
 def test_roughness_of_a_slope_is_zero_and_of_a_spike_is_in_closed_form():
     yy, xx = np.mgrid[:9, :9].astype(float)
-    assert np.abs(labelling._roughness(3 * xx - 2 * yy)[1:-1, 1:-1]).max() < 1e-6
+    assert np.abs(lidar._roughness(3 * xx - 2 * yy)[1:-1, 1:-1]).max() < 1e-6
     spike = np.zeros((9, 9))
     spike[4, 4] = 3.0
-    assert np.isclose(labelling._roughness(spike)[4, 4], np.sqrt(9 / 9 - 1 / 9))
+    assert np.isclose(lidar._roughness(spike)[4, 4], np.sqrt(9 / 9 - 1 / 9))
 
 
 @pytest.mark.parametrize("what", ["order", "datum", "intensity gain", "codes"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from toy import toy_patches
 
-from nbutils import legend, patches, study, training
+from nbutils import legend, patches, study, training, windows
 
 DATA = toy_patches()
 
@@ -25,9 +25,9 @@ def cache(tmp_path, monkeypatch):
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 9))
 def test_windows_are_the_whole_cells_of_a_grid(height, width, size):
     array = np.arange(2 * height * width).reshape(2, height, width)
-    windows = patches._windows(array, size)
-    assert windows.shape == ((height // size) * (width // size), 2, size, size)
-    for i, window in enumerate(windows):
+    found = windows.squares(array, size)
+    assert found.shape == ((height // size) * (width // size), 2, size, size)
+    for i, window in enumerate(found):
         row, column = divmod(i, width // size)
         block = array[:, row * size : (row + 1) * size, column * size : (column + 1) * size]
         assert np.array_equal(window, block)
@@ -67,6 +67,15 @@ def test_store_and_load_are_inverse_and_repeatable(cache):
     assert patches.content_hash(back) == DATA.fingerprint
     assert [p.name for p in cache.iterdir()] == [DATA.fingerprint]
     assert (back.bands, back.mean, back.noisy_legend) == (DATA.bands, DATA.mean, DATA.noisy_legend)
+
+
+def test_the_fingerprint_does_not_depend_on_where_and_how_arrays_lie(cache, monkeypatch):
+    monkeypatch.setattr(patches, "BLOCK_BYTES", 3 * DATA.images[0].nbytes)
+    assert patches.content_hash(DATA) == DATA.fingerprint
+    turned = replace(DATA, images=np.asfortranarray(DATA.images), masks={k: m.copy("F") for k, m in DATA.masks.items()})
+    patches.store(turned)
+    for data in (turned, patches.load(DATA.fingerprint)):
+        assert patches.content_hash(data) == DATA.fingerprint
 
 
 @pytest.mark.parametrize("part", ["images", "noisy", "exact", "scenes", "member"])
@@ -145,7 +154,7 @@ def test_a_folder_of_pictures_is_cut_once(cache, folder_card, monkeypatch):
     cut = patches.cut(dataset, size_px=32, max_patches=100, workers=1)
     assert cut.images.shape == (3 * 2 * 5, 3, 32, 32)  # six windows an image, less the void one
     assert [int(cut.member[name].sum()) for name in patches.SPLITS] == [10, 10, 10, 10]
-    monkeypatch.setattr(patches, "_in_processes", None)  # a second reading of the files would fail
+    monkeypatch.setattr(patches, "_cut", None)  # a second reading of the files would fail
     again = patches.cut(dataset, size_px=32, max_patches=100, workers=1)
     assert again.fingerprint == cut.fingerprint
 

@@ -20,6 +20,7 @@ from rasterio.features import rasterize
 
 from nbutils import ROOT, cards, city, files, labelling, legend, simulate
 from nbutils.canvas import BUILDING, MARGIN_M, ROAD, STEP_M, WATER, Canvas, Streets, smooth_noise
+from nbutils.points import read_points
 
 SMALL = {"seed": 5, "pretrain": 2, "finetune": 1, "validation": 1, "test": 1, "size_px": 128}
 NAMES = ["pretrain-00", "pretrain-01", "finetune-00", "validation-00", "test-00"]
@@ -28,7 +29,7 @@ NAMES = ["pretrain-00", "pretrain-01", "finetune-00", "validation-00", "test-00"
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("worlds") / "a.small.city"  # a name with dots
-    catalog = simulate.write_city(root, **SMALL, workers=1)
+    catalog = simulate.write_world(root, **SMALL, workers=1)
     assert catalog == root / "catalog.json"
     return root
 
@@ -81,7 +82,7 @@ def test_points_lie_on_the_image_and_are_unclassified(world):
     grid = files.read_image(world / "test-00" / "image.tif")[1]
     with laspy.open(world / "test-00" / "points.laz") as file:
         assert file.header.parse_crs().to_epsg() == 32618
-    points = files.read_points(world / "test-00" / "points.laz")
+    points = read_points(world / "test-00" / "points.laz")
     west, south, east, north = grid.extent.boundingbox
     assert points.x.min() >= west - 0.01 and points.x.max() <= east + 0.01
     assert points.y.min() >= south - 0.01 and points.y.max() <= north + 0.01
@@ -106,7 +107,7 @@ def test_footprints_and_cover_agree(world):
 
 
 def test_a_world_is_the_same_with_any_number_of_processes(world, tmp_path):
-    simulate.write_city(tmp_path / "again", **SMALL, workers=2)
+    simulate.write_world(tmp_path / "again", **SMALL, workers=2)
     assert _contents(tmp_path / "again") == _contents(world)
 
 
@@ -226,7 +227,7 @@ def test_small_scenes_are_refused():
 def test_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="world.json"):
-        simulate.write_city(tmp_path, **SMALL)
+        simulate.write_world(tmp_path, **SMALL)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -244,13 +245,13 @@ def _card(root: Path, **changes) -> cards.Card:
 
 def test_ensure_world_makes_it_once_and_again_when_something_changed(tmp_path, monkeypatch):
     root, calls = tmp_path / "w", []
-    write = simulate.write_city
+    write = simulate.write_world
 
     def counted(*args, **kwargs):
         calls.append(kwargs["seed"])
         return write(*args, **{**kwargs, "workers": 1})
 
-    monkeypatch.setattr(simulate, "write_city", counted)
+    monkeypatch.setattr(simulate, "write_world", counted)
     simulate.ensure_world(_card(root))
     simulate.ensure_world(_card(root))
     assert calls == [1]
@@ -265,7 +266,7 @@ def test_ensure_world_makes_it_once_and_again_when_something_changed(tmp_path, m
 def test_failure_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(simulate, "write_scene", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        simulate.write_city(tmp_path / "w", **SMALL)
+        simulate.write_world(tmp_path / "w", **SMALL)
     assert not list(tmp_path.iterdir())
 
 
@@ -273,12 +274,12 @@ def test_failing_process_says_what_it_said(tmp_path, monkeypatch):
     monkeypatch.setattr(simulate, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="failed with code 1"):
-        simulate.write_city(tmp_path / "w", **SMALL, workers=2)
+        simulate.write_world(tmp_path / "w", **SMALL, workers=2)
     assert not (tmp_path / "w").exists()
 
 
 def test_killed_writer_leaves_no_world_and_the_next_one_sweeps(tmp_path):
-    code = f"from nbutils import simulate; simulate.write_city({str(tmp_path / 'w')!r}, **{SMALL!r}, workers=1)"
+    code = f"from nbutils import simulate; simulate.write_world({str(tmp_path / 'w')!r}, **{SMALL!r}, workers=1)"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".w.*.tmp/pretrain-00/image.tif")) and time.monotonic() < deadline:
@@ -296,7 +297,7 @@ def test_noisy_labels_are_useful_and_wrong(world):
     right = known = 0
     for name in NAMES:
         grid = files.read_image(world / name / "image.tif")[1]
-        mask = labelling.from_lidar(files.read_points(world / name / "points.laz"), grid).mask
+        mask = labelling.from_lidar(read_points(world / name / "points.laz"), grid).mask
         with rasterio.open(world / name / "exact.tif") as data:
             exact = lookup[data.read(1)]
         right, known = right + ((mask == exact) & (mask != 255)).sum(), known + (mask != 255).sum()
@@ -311,6 +312,4 @@ def test_committed_sample_is_what_its_readme_says(tmp_path):
         with rasterio.open(sample / name) as kept, rasterio.open(tmp_path / name) as made:
             assert kept.transform == made.transform and kept.crs == made.crs
             assert (kept.read() == made.read()).mean() > 0.99  # other processors may round the last bit differently
-    assert (
-        abs(len(files.read_points(sample / "points.laz")) / len(files.read_points(tmp_path / "points.laz")) - 1) < 0.01
-    )
+    assert abs(len(read_points(sample / "points.laz")) / len(read_points(tmp_path / "points.laz")) - 1) < 0.01

@@ -1,0 +1,277 @@
+"""Cells: returns laid on a grid, and what rasters of them are made of.
+
+Returns are collected on *cells*, the pixels of the grid asked for, or parts of them where they are wider than 1.25 m.
+What needs several returns is reckoned on *blocks* of cells about a metre wide, on every grid alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import pyproj
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from scipy import ndimage
+
+from nbutils.cards import few
+from nbutils.files import SourceError
+from nbutils.points import CHUNK, Points, iter_points, read_crs
+
+Source = Points | str | Path | Iterable[str | Path]
+_CODE_GROUND, _CODES_NOISE = 2, (7, 18)  # class codes of the ASPRS; no other is looked at
+_MARGIN_M = 32.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """The grids at work.
+
+    Attributes:
+        grid: Grid asked for; each of its pixels is split into `split` x `split` cells.
+        split: Cells along a pixel.
+        block: Cells along a block.
+        margin: Cells of margin on every side, whole blocks.
+        shape: Cells with the margin, whole blocks.
+        cell_m: Side of a cell in metres.
+        unit_m: Metres to the unit of the grid's CRS.
+    """
+
+    grid: GeoBox
+    split: int
+    block: int
+    margin: int
+    shape: tuple[int, int]
+    cell_m: float
+    unit_m: float
+
+    @classmethod
+    def of(cls, grid: GeoBox) -> Work:
+        """Plan the work on a grid; ValueError if it is not in a projected CRS or not of square pixels."""
+        if grid.crs is not None and not grid.crs.projected:
+            raise ValueError(f"the grid is in {grid.crs}, which counts degrees; reproject the image to a projected CRS")
+        unit_m = 1.0 if grid.crs is None else grid.crs.proj.axis_info[0].unit_conversion_factor
+        a, b, _, d, e, _ = grid.transform[:6]
+        across, down = np.hypot(a, d) * unit_m, np.hypot(b, e) * unit_m
+        if abs(across - down) > 0.02 * down or abs(a * b + d * e) * unit_m**2 > 0.02 * across * down:
+            raise ValueError(f"pixels are square, got {across:.3g} x {down:.3g} m or skewed; resample the image")
+        split = max(int(np.ceil(across / 1.25)), 1)
+        cell_m = float(across) / split
+        block = max(int(round(1 / cell_m)), 1)
+        margin = int(np.ceil(_MARGIN_M / (block * cell_m))) * block
+        shape = tuple(-(-n * split // block) * block + 2 * margin for n in grid.shape)
+        return cls(grid, split, block, margin, shape, cell_m, unit_m)
+
+    def inner(self, rim: int = 0) -> tuple[slice, slice]:
+        """The cells of the grid itself, and `rim` more on every side."""
+        return tuple(slice(self.margin - rim, self.margin + n * self.split + rim) for n in self.grid.shape)
+
+    @property
+    def to_cells(self) -> Affine:
+        """From the grid's coordinates to column and row of cells."""
+        return Affine.translation(self.margin, self.margin) * Affine.scale(self.split) * ~self.grid.transform
+
+    def placing(self, crs: pyproj.CRS | None) -> tuple[Callable, tuple[float, float, float, float] | None]:
+        """How points of a CRS come to columns and rows, and the bounds of the work there (None: unknown).
+
+        Over the few kilometres of a grid one CRS is an affine map of another, nearly: where that holds to a fiftieth
+        of a metre it saves the transformation point by point.
+        """
+        height, width = self.shape
+        columns, rows = (a.ravel() for a in np.meshgrid(np.linspace(0, width, 9), np.linspace(0, height, 9)))
+        x, y = ~self.to_cells * (columns, rows)
+        to_cells = self.to_cells
+        if crs is not None and self.grid.crs is not None and not crs.equals(self.grid.crs.proj, ignore_axis_order=True):
+            there = pyproj.Transformer.from_crs(crs, self.grid.crs.proj, always_xy=True)
+            x, y = there.transform(x, y, direction="INVERSE")
+            if not np.isfinite([x, y]).all():
+                return lambda px, py: to_cells * there.transform(px, py), None
+            centre = x.mean(), y.mean()
+            terms = np.c_[x - centre[0], y - centre[1], np.ones(len(x))]
+            fit = np.linalg.lstsq(terms, np.c_[columns, rows], rcond=None)[0].T
+            if np.abs(terms @ fit.T - np.c_[columns, rows]).max() * self.cell_m > 0.02:
+                return lambda px, py: to_cells * there.transform(px, py), (x.min(), y.min(), x.max(), y.max())
+            to_cells = Affine(*fit.ravel()) * Affine.translation(-centre[0], -centre[1])
+        return lambda px, py: _affine(to_cells, px, py), (x.min(), y.min(), x.max(), y.max())
+
+
+@dataclass(frozen=True)
+class Returns:
+    """All returns on the cells, 12 bytes each: flat cell number, height, returns of its pulse, intensity, ground."""
+
+    cell: NDArray[np.int32]
+    z: NDArray[np.float32]
+    of: NDArray[np.uint8]
+    intensity: NDArray[np.uint16]
+    ground: NDArray[np.bool_]
+
+
+def collect(points: Source, work: Work) -> Returns:
+    """Lay returns on the cells; noise and what lies elsewhere is left out.
+
+    Raises:
+        ValueError: No return falls there.
+        SourceError: The same of files, or a file that cannot be read.
+    """
+    if isinstance(points, Points):
+        place = work.placing(points.crs)[0]
+        parts = [_laid(points[i : i + CHUNK], place, work) for i in range(0, len(points), CHUNK)]
+    else:
+        parts = []
+        for path in _paths(points):
+            place, bounds = work.placing(read_crs(path))
+            parts += [_laid(part, place, work) for part in iter_points(path, bounds=bounds)]
+    if not sum(len(part.cell) for part in parts):
+        raise missed(points, work)
+    return Returns(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Returns)))
+
+
+def missed(points: Source, work: Work) -> ValueError:
+    """The error that no return falls on the grid."""
+    where = f"no return falls on the grid {tuple(work.grid.extent.boundingbox)} of {work.grid.crs}"
+    if isinstance(points, Points):
+        return ValueError(f"{where}; are the points and the grid in the right CRS?")
+    names = [f"{path}{'' if read_crs(path) else ' (no CRS: taken for that of the grid)'}" for path in _paths(points)]
+    return SourceError(f"{few(names)}: {where}; correct the CRS of the file or of the image, or take another file")
+
+
+def _paths(points: str | Path | Iterable[str | Path]) -> list[Path]:
+    return [Path(path) for path in ([points] if isinstance(points, str | Path) else points)]
+
+
+def _affine(to: Affine, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+    """Columns and rows; the terms that are 0 on a grid along its axes are not reckoned."""
+    columns, rows = to.a * x, to.e * y
+    if to.b or to.d:
+        columns, rows = columns + to.b * y, rows + to.d * x
+    columns += to.c
+    rows += to.f
+    return columns, rows
+
+
+def _laid(part: Points, place: Callable, work: Work) -> Returns:
+    columns, rows = place(part.x, part.y)
+    height, width = work.shape
+    use = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height) & np.isfinite(part.z)
+    codes, n = part.classification, len(part)
+    if codes is not None:
+        use &= ~np.isin(codes, _CODES_NOISE)
+    z = part.z if part.crs is not None else part.z * work.unit_m
+    got = (columns, rows, z, np.ones(n, np.uint8) if part.number_of_returns is None else part.number_of_returns,
+           np.zeros(n, np.uint16) if part.intensity is None else part.intensity,
+           np.zeros(n, bool) if codes is None else codes == _CODE_GROUND)  # fmt: skip
+    columns, rows, z, of, intensity, ground = got if use.all() else (a[use] for a in got)
+    cell = rows.astype(np.int32) * np.int32(width) + columns.astype(np.int32)
+    return Returns(cell, z.astype(np.float32), of, intensity, ground)
+
+
+def lowest_of(cell: NDArray[np.int32], z: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Lowest return of every cell; inf where there is none."""
+    out = np.full(shape[0] * shape[1], np.inf, np.float32)
+    np.minimum.at(out, cell, z)
+    return out.reshape(shape)
+
+
+def gaps(seen: NDArray[np.bool_], work: Work, gap_m: float):
+    """Where the gaps between returns are filled from.
+
+    Returns:
+        The slices of the grid among the cells, the cells of the grid to be filled (rows, columns), the cells of the
+        whole work to fill them from, and which cells of the grid stay empty.
+    """
+    reach = min(int(np.ceil(gap_m / work.cell_m)), work.margin)
+    inner, across = work.inner(), work.shape[1]
+    offsets = [-across, across, -1, 1, -across - 1, 1 - across, across - 1, across + 1]
+    near = np.zeros(work.shape, bool)
+    around = work.inner(reach)
+    near[around] = window(seen[around], 2 * reach + 1, np.maximum) & ~seen[around]
+    source = np.where(seen, np.arange(seen.size, dtype=np.int32).reshape(seen.shape), np.int32(-1)).ravel()
+    left = np.flatnonzero(near)
+    for _ in range(reach):
+        got = np.full(len(left), -1, np.int32)
+        for offset in offsets:
+            missing = np.flatnonzero(got < 0)
+            got[missing] = source[np.clip(left[missing] + offset, 0, seen.size - 1)]
+        source[left] = got
+        left = left[got < 0]
+    filled = np.nonzero(near[inner])
+    at, to = source.reshape(seen.shape)[inner][filled], [n + work.margin for n in filled]
+    close = (at >= 0) & (np.hypot(at // across - to[0], at % across - to[1]) * work.cell_m <= gap_m)
+    filled = tuple(n[close] for n in filled)
+    far = ~seen[inner]
+    far[filled] = False
+    return inner, filled, at[close], far
+
+
+def filled_from(cells: NDArray[np.float32], inner, filled, source) -> NDArray[np.float32]:
+    """Cut a layer to the grid and fill its gaps."""
+    out = cells[inner].copy()
+    out[filled] = cells.ravel()[source]
+    return out
+
+
+def in_blocks(cells: NDArray, side: int, how: np.ufunc = np.add) -> NDArray:
+    """Reduce blocks of `side` x `side` cells by a ufunc, a sum unless told otherwise; the shape is whole blocks."""
+    if side == 1:
+        return cells
+    cells = cells.astype(np.float32) if cells.dtype == bool else cells
+    rows = reduce(how, [cells[i::side] for i in range(side)])
+    return reduce(how, [rows[:, i::side] for i in range(side)])
+
+
+def spread(blocks: NDArray, side: int) -> NDArray:
+    """Give every cell the value of its block."""
+    return blocks if side == 1 else blocks.repeat(side, axis=0).repeat(side, axis=1)
+
+
+def window(cells: NDArray, width: int, how: np.ufunc, mirrored: bool = False) -> NDArray:
+    """Least or greatest value (np.minimum, np.maximum) of square windows, the scene continued beyond its edge.
+
+    Windows are put together from two of about half their width, which beats a running minimum. A window of even width
+    reaches one cell farther down and right, or up and left if `mirrored`.
+    """
+    before = width // 2 if mirrored else (width - 1) // 2
+    for axis in (0, 1):
+        pad = [(0, 0), (0, 0)]
+        pad[axis] = (before, width - 1 - before)
+        part, size = np.pad(cells, pad, mode="edge"), 1
+        while size < width:
+            step = min(size, width - size)
+            part = how(part[:-step], part[step:]) if axis == 0 else how(part[:, :-step], part[:, step:])
+            size += step
+        cells = part
+    return cells
+
+
+def opened(cells: NDArray, width: int) -> NDArray:
+    """Morphological opening: of a mask, drop what is narrower than `width`; of a surface, cut it down."""
+    return window(window(cells, width, np.minimum), width, np.maximum, mirrored=True)
+
+
+def at_least(mask: NDArray[np.bool_], cells: float) -> NDArray[np.bool_]:
+    """Keep connected groups of at least so many cells, and those that the edge cuts."""
+    groups, count = ndimage.label(mask)
+    keep = np.bincount(groups.ravel(), minlength=count + 1) >= cells
+    for side in (groups[0], groups[-1], groups[:, 0], groups[:, -1]):
+        keep[side] = True
+    keep[0] = False
+    return keep[groups]
+
+
+def box(blocks: NDArray, reach: int) -> NDArray:
+    """Sum over (2 reach + 1)^2 blocks; beyond the edge there is nothing. Exact for counts, unlike a running mean."""
+    h, w = blocks.shape
+    wide = np.pad(blocks, reach)
+    wide = sum(wide[i : i + h] for i in range(1, 2 * reach + 1)) + wide[:h]
+    return sum(wide[:, i : i + w] for i in range(1, 2 * reach + 1)) + wide[:, :w]
+
+
+def to_blocks(cells: NDArray, side: int, how: np.ufunc | None) -> NDArray:
+    """Reduce blocks of cells (None: which are of one value); those cut by the edge are continued beyond it."""
+    if side == 1 or how is None:
+        return cells[::side, ::side]
+    return in_blocks(np.pad(cells, [(0, -n % side) for n in cells.shape], mode="edge"), side, how)

@@ -1,0 +1,338 @@
+"""LiDAR labels: returns become statistics on a grid, and those four classes by plain rules.
+
+Two grids are at work. Returns are collected on *cells*, the pixels of the grid asked for, or parts of them where they
+are wider than 1.25 m. Ground, leaves and asphalt are judged on *blocks* of cells about a metre wide, so that the same
+thresholds hold on every grid and for 1 to 30 returns to the square metre; cells draw the outline of what is high.
+A margin around the grid is worked on too, as far as there are returns: a roof that fills the whole grid is known by
+the ground beside it.
+
+The errors come with the method: car parks are as flat and dark as roads, low sheds pass for ground and bridges for
+roofs, clipped hedges look like walls, water gives nothing back and stays void.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
+from scipy import ndimage
+
+from nbutils.cells import (
+    Returns,
+    Source,
+    Work,
+    at_least,
+    box,
+    collect,
+    filled_from,
+    gaps,
+    in_blocks,
+    lowest_of,
+    missed,
+    opened,
+    spread,
+    to_blocks,
+)  # fmt: skip
+from nbutils.ground import find_ground
+from nbutils.legend import VOID
+from nbutils.points import CHUNK, Points
+
+BACKGROUND, TREE, BUILDING, ROAD = range(4)  # the order of the legend `autogeo4`
+Image = xr.DataArray | tuple[NDArray, Sequence[str]]
+_LEAST_M = 0.7  # returns lower than this are the ground beside a wall or below leaves: their scatter says nothing
+_SPIKE_M = 12.0  # what rises so far above all its neighbours is a bird, a wire or an error
+_PULSE = 360360  # divisible by 1 .. 15: a return's share of its pulse as a whole number makes sums exact in any order
+
+
+@dataclass(frozen=True)
+class LidarRules:
+    """Thresholds of the rules; metres, square metres and shares in [0, 1], whatever the units of the file.
+
+    Attributes:
+        high_m: Lowest height above the ground of trees and buildings.
+        multiple_share: Share of pulses with several returns at which a high block is as likely leaves as roof.
+        rough_m: The same for roughness; less is asked of what is lower than four metres and cannot scatter as much.
+        green_ndvi: The same for NDVI, where an image has it; greener ground is no road.
+        cover_share: Least share of returns from above the ground (3 x 3 blocks); less is a wire or a lamp.
+        building_width_m: Narrower strips of roof are dropped (walls, fences, parked lorries).
+        building_m2: Smaller groups of roof become tree, their likeliest origin.
+        calm_m: How far roofs grow over blocks that are as high and, judged by 3 x 3 blocks, not rough.
+        rim_m: How far they then grow over any that are as high: walls scatter returns as leaves do.
+        rim_step_m: How far what they grow over may be higher or lower than the roof beside it.
+        hole_m: Gaps in a roof up to this width are filled (chimneys, dormers, machines).
+        crown_m: Gaps between leaves up to this width are filled.
+        tree_width_m: Narrower strips of leaves are dropped.
+        tree_m2: Smaller groups of high blocks are dropped.
+        road_intensity: Mean intensity, relative to that of bright ground, below which low ground is asphalt.
+        road_low_m: Greatest height of the lowest return over a road; cars may stand higher above it.
+        sparse_share: Ground that returns fewer pulses than this share of the scene's typical density (5 x 5 blocks) is
+            water or glass, and no road.
+        road_width_m: Strips of asphalt narrower than this are dropped (drives, paths, shadows of gaps).
+        road_m2: Smaller groups of road are dropped.
+        gap_m: Cells farther than this from any return stay void.
+        windows_m: Widths of the growing windows of the ground filter; the last must exceed the narrow side of the
+            largest building.
+        step_m: Lowest object that the ground filter removes.
+        jump_m: Bend of the surface at the foot and the edge of an object; slopes of any steepness do not bend.
+        jump_share: Share of its rim that must be such an edge for a large group to be an object, and not a hill.
+    """
+
+    high_m: float = 2.0
+    multiple_share: float = 0.33
+    rough_m: float = 0.70
+    green_ndvi: float = 0.20
+    cover_share: float = 0.15
+    building_width_m: float = 3.0
+    building_m2: float = 20.0
+    calm_m: float = 2.0
+    rim_m: float = 1.0
+    rim_step_m: float = 1.0
+    hole_m: float = 3.0
+    crown_m: float = 2.0
+    tree_width_m: float = 1.6
+    tree_m2: float = 3.0
+    road_intensity: float = 0.56
+    road_low_m: float = 0.35
+    sparse_share: float = 0.4
+    road_width_m: float = 3.0
+    road_m2: float = 80.0
+    gap_m: float = 2.0
+    windows_m: tuple[float, ...] = (3.0, 7.0, 15.0, 31.0, 63.0, 127.0, 255.0)
+    step_m: float = 0.5
+    jump_m: float = 1.5
+    jump_share: float = 0.3
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A mask and the statistics it was made from.
+
+    Attributes:
+        mask: Classes of the legend autogeo4, 255 where no return is near; shape (H, W), uint8.
+        statistics: Layers on the same grid, as `measure` gives them.
+    """
+
+    mask: NDArray[np.uint8]
+    statistics: xr.Dataset
+
+
+def from_lidar(points: Source, grid: GeoBox, *, rules: LidarRules | None = None,
+               image: Image | None = None) -> Labels:  # fmt: skip
+    """Label a grid from LiDAR returns.
+
+    Args:
+        points: Returns, or one or several LAS, LAZ or COPC files; they may lie beyond the grid. Returns coded as noise
+            are left out, and those coded as ground are the ground where there are enough of them; other codes are not
+            looked at. Numbers of returns and intensity are used where they are known; without intensity there is no
+            road. Points without a CRS are taken to be in that of the grid, in its units.
+        grid: Grid to label, as of the image: square pixels, best 0.3 to 2 m, in a projected CRS, turned or not. Points
+            in another CRS are brought to it.
+        rules: Thresholds; the defaults suit 1 to 30 returns to the square metre on any grid.
+        image: Pixels on the grid with near infrared and red among their bands, for the NDVI as a third witness of
+            leaves: a DataArray (band, y, x) whose coordinate `band` holds the names, or (pixels (B, H, W), names).
+
+    Returns:
+        Mask and statistics on `grid`.
+
+    Raises:
+        ValueError: The grid has no projected CRS or its pixels are not square, no return falls on it, or the image
+            does not fit it.
+        SourceError: A file is missing, damaged or empty, its coordinates are degrees, or none of them is on the grid.
+    """
+    work, rules = Work.of(grid), rules or LidarRules()
+    points = points if isinstance(points, Points | str | Path) else list(points)
+    statistics = _measure(points, work, rules, image)
+    mask = apply_rules(statistics, rules)
+    if work.split > 1:
+        votes = np.stack([in_blocks(mask == k, work.split) for k in range(4)])
+        mask = np.where(votes.any(axis=0), votes.argmax(axis=0), VOID).astype(np.uint8)
+    return Labels(mask, _on_grid(statistics, work))
+
+
+def measure(points: Source, grid: GeoBox, rules: LidarRules | None = None,
+            image: Image | None = None) -> xr.Dataset:  # fmt: skip
+    """Rasterise what the rules look at; arguments and errors as of `from_lidar`.
+
+    Returns:
+        Layers of shape (H, W), float32, NaN where nothing is known: `density` (returns per square metre), `ground`
+        (metres), `height` (highest return above the ground, metres), `low` (lowest return above the ground); and of
+        blocks with their neighbours `multiple` (share of pulses with several returns, 3 x 3), `roughness` (scatter of
+        the heights of returns within blocks, metres, at most 1 for a block, 5 x 5), `scatter` (the same, 3 x 3),
+        `cover` (share of returns from above the ground, 3 x 3), `intensity` (over the 80th percentile of the ground,
+        3 x 3) and, with an image, `ndvi`. The attributes give the side of a pixel in metres and that of a block in
+        pixels.
+    """
+    work = Work.of(grid)
+    return _on_grid(_measure(points, work, rules or LidarRules(), image), work)
+
+
+def apply_rules(statistics: xr.Dataset, rules: LidarRules | None = None) -> NDArray[np.uint8]:
+    """Turn statistics into classes of the legend autogeo4; shape (H, W), uint8, 255 where nothing is known."""
+    rules, block, pixel_m = rules or LidarRules(), statistics.attrs["block"], statistics.attrs["pixel_m"]
+    side_m, shape = block * pixel_m, statistics["height"].shape
+    how = {"height": np.fmax, "low": np.fmax, "density": np.add, "ndvi": np.add}
+    s = {name: to_blocks(a.values, block, how.get(name)) for name, a in statistics.items()}
+    cells = lambda metres: max(int(round(metres / side_m)), 1)  # noqa: E731
+    with np.errstate(invalid="ignore"):  # what is unknown is NaN, and no rule holds for it
+        high = (s["height"] >= rules.high_m) & (s["cover"] >= rules.cover_share)
+        rough = rules.rough_m * np.clip(s["height"] / 4, 0.4, 1)
+        witnesses = [s["roughness"] / rough, s["multiple"] / rules.multiple_share]
+        witnesses += [s["ndvi"] / block**2 / rules.green_ndvi] if "ndvi" in s else []
+        heard = np.clip(witnesses, 0, 3)
+        leaves = np.nansum(heard, axis=0) >= np.isfinite(heard).sum(axis=0)  # the mean of those that know
+        asphalt = (s["low"] <= rules.road_low_m) & (s["intensity"] <= rules.road_intensity)
+        if "ndvi" in s:
+            asphalt &= ~(s["ndvi"] / block**2 >= rules.green_ndvi)
+    roof = at_least(opened(high & ~leaves, cells(rules.building_width_m)), rules.building_m2 / side_m**2)
+    calm = s["scatter"] < rough
+    roof = _with_rim(roof, high & calm, s["height"], cells(rules.calm_m), rules.rim_step_m)
+    roof = _with_rim(roof, high, s["height"], cells(rules.rim_m), rules.rim_step_m)
+    roof |= high & ~opened(~roof, cells(rules.hole_m))
+    roof = opened(roof, cells(rules.building_width_m))
+    crowns = ~opened(~(high & ~roof), cells(rules.crown_m))
+    high = at_least(roof | opened(crowns, cells(rules.tree_width_m)), rules.tree_m2 / side_m**2)
+    dense = ndimage.uniform_filter(s["density"], 5, mode="nearest")
+    asphalt &= ~high & (dense >= rules.sparse_share * np.median(dense[s["density"] > 0]))
+    road = opened(~opened(~asphalt, 3), cells(rules.road_width_m))
+    blocks = np.select([high & roof, high, at_least(road, rules.road_m2 / side_m**2)], [BUILDING, TREE, ROAD])
+    mask = spread(blocks.astype(np.uint8), block)[: shape[0], : shape[1]]
+    height = statistics["height"].values
+    mask[~(height >= rules.high_m) & (mask == BUILDING)] = BACKGROUND
+    # where cells hold less than one return, one that passed through a crown does not make a hole in it
+    sparse = spread(dense * pixel_m**2 < block**2, block)[: shape[0], : shape[1]]
+    told = ~sparse | (statistics["density"].values * pixel_m**2 > 1.5)
+    mask[~(height >= rules.high_m) & (mask == TREE) & told] = BACKGROUND
+    mask[np.isnan(height)] = VOID
+    return mask
+
+
+def _measure(points, work: Work, rules: LidarRules, image: Image | None) -> xr.Dataset:
+    """The layers of `measure` on the cells of the grid, without the margin."""
+    r = collect(points, work)
+    k, size = work.block, work.shape[0] * work.shape[1]
+    count = np.bincount(r.cell, minlength=size).reshape(work.shape)
+    if not count[work.inner()].any():
+        raise missed(points, work)
+    lowest = lowest_of(r.cell, r.z, work.shape)
+    coded = lowest_of(r.cell[r.ground], r.z[r.ground], work.shape) if r.ground.any() else None
+    blocks = (None if a is None else in_blocks(a, k, np.minimum) for a in (lowest, coded))
+    under = spread(find_ground(*blocks, r.ground.mean(), k * work.cell_m, rules), k)
+    if k > 1:
+        under = ndimage.uniform_filter(under, k | 1, mode="nearest")
+    top, sums = _above(r, under, work)
+    judged = _judged(sums, in_blocks(count, k), in_blocks(top, k, np.maximum))
+    inner, filled, source, far = gaps(count > 0, work, rules.gap_m)
+    height, low = (filled_from(a, inner, filled, source) for a in (top, lowest - under))
+    level = to_blocks(height, k, np.maximum)
+    beside = opened(level, 3)
+    limit = spread(np.where(level > beside + _SPIKE_M, beside, np.inf).astype(np.float32), k)
+    np.minimum(height, limit[: height.shape[0], : height.shape[1]], out=height)
+    layers = {"ground": under[inner].copy(), "height": height, "low": low}
+    if image is not None:
+        layers["ndvi"] = spread(_ndvi(image, work.grid), work.split)
+    for layer in layers.values():
+        layer[far] = np.nan
+    nothing = to_blocks(far, k, np.logical_and)
+    for name, values in judged.items():
+        values = values[work.margin // k :, work.margin // k :][: nothing.shape[0], : nothing.shape[1]]
+        values = np.where(nothing, np.nan, values).astype(np.float32)
+        layers[name] = spread(values, k)[: height.shape[0], : height.shape[1]]
+    layers["density"] = (count[inner] / work.cell_m**2).astype(np.float32)
+    return xr.Dataset({name: (("y", "x"), a) for name, a in layers.items()}, attrs={"pixel_m": work.cell_m, "block": k})
+
+
+def _above(r: Returns, under: NDArray[np.float32], work: Work) -> tuple[NDArray[np.float32], dict[str, NDArray]]:
+    """Highest return above the ground of every cell (-inf: none), and sums over blocks.
+
+    The sums: returns from above the ground (`high`), their `heights` and squares; returns of pulses with several
+    (`split`) and their `pulses` in units of 1 / `_PULSE`; intensity of the other returns (`echo`).
+    """
+    k, shape = work.block, tuple(n // work.block for n in work.shape)
+    size, ground = shape[0] * shape[1], under.ravel()
+    top = np.full(ground.size, -np.inf, np.float32)
+    block_of = np.add.outer(np.arange(work.shape[0]) // k * shape[1], np.arange(work.shape[1]) // k).ravel()
+    part_of_pulse = np.array([0.0] + [_PULSE // max(n, 1) for n in range(1, 16)] + [_PULSE // 15] * 240)
+    sums = {name: np.zeros(size) for name in ("high", "heights", "squares", "split", "pulses", "echo")}
+    for i in range(0, len(r.cell), CHUNK):
+        cell, of, echo = r.cell[i : i + CHUNK], r.of[i : i + CHUNK], r.intensity[i : i + CHUNK]
+        height, block = r.z[i : i + CHUNK] - ground[cell], block_of[cell]
+        np.maximum.at(top, cell, height)
+        up, split = np.flatnonzero(height >= _LEAST_M), np.flatnonzero(of > 1)
+        up_at, up_by, split_at = block[up], height[up].astype(np.float64), block[split]
+        wanted = [("high", up_at, None), ("heights", up_at, up_by), ("squares", up_at, up_by * up_by)]
+        if len(split):
+            wanted += [("split", split_at, None), ("pulses", split_at, part_of_pulse[of[split]])]
+        if echo.any():
+            wanted.append(("echo", block, np.where(of > 1, 0, echo)))
+        for name, at, weight in wanted:
+            sums[name] += np.bincount(at, weight, size)
+    return top.reshape(work.shape), {name: a.reshape(shape) for name, a in sums.items()}
+
+
+def _judged(sums: dict[str, NDArray], count: NDArray, level: NDArray) -> dict[str, NDArray]:
+    """The layers that are judged by blocks with their neighbours; NaN where the file does not tell."""
+    high, unknown = sums["high"], np.full(count.shape, np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scatter = np.nan_to_num(np.clip(sums["squares"] - sums["heights"] ** 2 / high, 0, high - 1))
+        freedom = np.maximum(high - 1, 0)
+        near, wide = (np.sqrt(box(scatter, n) / np.maximum(box(freedom, n), 0.5)) for n in (1, 2))
+        returns = box(count, 1)
+        single = returns - box(sums["split"], 1)
+        multiple = unknown if not sums["split"].any() else 1 - single / (single + box(sums["pulses"], 1) / _PULSE)
+        intensity = unknown if not sums["echo"].any() else box(sums["echo"], 1) / single
+        cover = box(high, 1) / returns
+    bright = intensity[(level < 0.5) & np.isfinite(level) & (intensity > 0)]
+    # bright ground is mostly grass; the median would be asphalt itself where yards and car parks prevail
+    intensity = intensity / (np.percentile(bright, 80) if len(bright) else 1)
+    return {"multiple": multiple, "roughness": wide, "scatter": near, "cover": cover, "intensity": intensity}
+
+
+def _ndvi(image: Image, grid: GeoBox) -> NDArray[np.float32]:
+    """NDVI of an image with named bands; NaN where both bands are 0 or not finite."""
+    if isinstance(image, xr.DataArray):
+        if "band" not in image.coords:
+            raise ValueError(
+                f"the image needs a coordinate `band` with names, it has {', '.join(map(str, image.coords))}"
+            )
+        pixels, names = image.transpose("band", ...).values, [str(name) for name in image["band"].values]
+    else:
+        pixels, names = np.asarray(image[0]), list(image[1])
+    if pixels.shape != (len(names), *grid.shape) or not {"nir", "red"} <= set(names):
+        raise ValueError(f"the image has bands {names} and shape {pixels.shape}, expected nir and red among the bands "
+                         f"and pixels (bands, {grid.shape[0]}, {grid.shape[1]}) on the grid")  # fmt: skip
+    nir, red = (pixels[names.index(name)].astype(np.float32) for name in ("nir", "red"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (nir - red) / (nir + red)
+
+
+def _on_grid(statistics: xr.Dataset, work: Work) -> xr.Dataset:
+    """Means over the cells of a pixel, with the grid's coordinates and CRS."""
+    attrs, coords = dict(statistics.attrs), xr_coords(work.grid, dims=("y", "x"))
+    if work.split > 1:
+        attrs = {"pixel_m": work.cell_m * work.split, "block": 1}
+        known = {name: in_blocks(np.isfinite(a.values), work.split) for name, a in statistics.items()}
+        with np.errstate(invalid="ignore"):
+            layers = {
+                name: in_blocks(np.nan_to_num(a.values), work.split) / known[name] for name, a in statistics.items()
+            }
+        statistics = xr.Dataset({name: (("y", "x"), a.astype(np.float32)) for name, a in layers.items()})
+    code = work.grid.crs.to_epsg() if work.grid.crs is not None else None
+    attrs["crs"] = f"EPSG:{code}" if code else str(work.grid.crs)
+    return statistics.assign_coords(coords).assign_attrs(attrs)
+
+
+def _with_rim(roof: NDArray[np.bool_], high: NDArray[np.bool_], height: NDArray, steps: int, step_m: float):
+    """Let roofs grow, block by block, over what is as high as they are."""
+    for _ in range(steps):
+        level = np.pad(np.where(roof, height, np.nan), 1, constant_values=np.nan)
+        h, w = height.shape
+        beside = [level[i : i + h, j : j + w] for i in range(3) for j in range(3)]
+        with np.errstate(invalid="ignore"):
+            roof = roof | high & np.logical_or.reduce([np.abs(b - height) <= step_m for b in beside])
+    return roof

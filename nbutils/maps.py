@@ -1,0 +1,332 @@
+"""Masks from maps that exist: coded land-cover rasters and vector maps, laid on an image's grid.
+
+Codes are names, not amounts, so a raster is only ever picked from or counted, never averaged; what the map does not
+say is void. Both doors work alike on flipped and rotated grids and across coordinate systems.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import geopandas
+import numpy as np
+import pandas as pd
+import pyproj
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.features import rasterize
+from rasterio.windows import Window
+
+from nbutils import legend as legends
+from nbutils.cards import few
+from nbutils.files import SourceError
+from nbutils.legend import VOID, Legend
+from nbutils.vectors import (
+    MOST_WIDTH_M,
+    Place,
+    along,
+    areas_of,
+    beside,
+    bounds_of,
+    crs_of,
+    read_features,
+    reading,
+    way_between,
+)
+
+MOST_SAMPLES, MOST_PIXELS = 1 << 21, 1 << 24  # points of the grid and pixels of the product held at once
+SAMPLES, MOST_STEPS = 10, 256  # points along each side of a grid pixel, at least and at most, that count its area
+EDGE = 1e-6  # share of a product pixel by which a point on an edge is pushed into the next column and row
+
+
+def _legend(legend: Legend | str) -> Legend:
+    return legends.get(legend) if isinstance(legend, str) else legend
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A coded raster under a grid: where its pixels lie, how a window is read (codes, masked where there are none)."""
+
+    name: str
+    grid: GeoBox
+    crs: pyproj.CRS
+    transform: Affine
+    shape: tuple[int, int]
+    read: Callable[[Window], NDArray]
+
+    @cached_property
+    def way(self) -> pyproj.Transformer:
+        """From the grid's CRS to this one."""
+        return way_between(crs_of(self.grid), self.crs)
+
+    @cached_property
+    def turn(self) -> float:
+        """Columns in a full turn round the Earth where columns count longitude, else 0."""
+        if not self.crs.is_geographic or self.transform.b or self.transform.d:
+            return 0.0
+        return abs(2 * np.pi / self.crs.axis_info[0].unit_conversion_factor / self.transform.a)
+
+    def pixels(self, columns: NDArray, rows: NDArray) -> tuple[NDArray, NDArray]:
+        """Fractional columns and rows of this raster at those of the grid; NaN where there is no such place."""
+        places = self.way.transform(*along(self.grid.transform, columns, rows))
+        x, y = (np.where(np.isfinite(place), place, np.nan) for place in places)
+        columns, rows = along(~self.transform, x, y)
+        if self.turn and (known := columns[np.isfinite(columns)]).size:  # neighbours stay so across the antimeridian
+            columns = (columns - known[0] + self.turn / 2) % self.turn + known[0] - self.turn / 2
+        return columns, rows
+
+    def cells(self, columns: NDArray, rows: NDArray) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
+        """Whole columns and rows, and whether they lie on the raster."""
+        columns, rows = columns + EDGE, rows + EDGE
+        if self.turn:  # one file counts from -180, another from 0: take the turn round the middle of this one
+            start = (self.shape[1] - self.turn) / 2
+            columns = (columns - start) % self.turn + start
+        inside = (columns >= 0) & (columns < self.shape[1]) & (rows >= 0) & (rows < self.shape[0])
+        return np.where(inside, columns, 0).astype(np.intp), np.where(inside, rows, 0).astype(np.intp), inside
+
+    def samples(self, block: tuple[slice, slice], area: bool):
+        """`cells` of the points to look at, shape (1 or 1 + points per pixel, h, w), centres first; None if too many.
+
+        Within a pixel of the grid the way from one CRS to the other is taken as bilinear.
+        """
+        (top, bottom), (left, right) = ((part.start, part.stop) for part in block)
+        size, corners = (bottom - top) * (right - left), None
+        if size > MOST_SAMPLES:
+            return None
+        if area:
+            corners = self.pixels(*np.meshgrid(np.arange(left, right + 1.0), np.arange(top, bottom + 1.0)))
+            lengths = [np.nanmax(np.hypot(*(np.diff(c, axis=a) for c in corners)), initial=0) for a in (0, 1)]
+            if max(lengths) > 1.001:
+                finer = [max(int(np.ceil(length - 0.001)), 1) for length in lengths]
+                steps = [min(n * -(-SAMPLES // n), MOST_STEPS) for n in finer]
+                if size > 1 and size * steps[0] * steps[1] > MOST_SAMPLES:
+                    return None
+                # one point in each of n x m parts, sheared so that no two are in line: an edge seldom meets many
+                i, j = (c.ravel() for c in np.indices(steps))
+                v, u = (i + (j + 0.5) / steps[1]) / steps[0], (j + (i + 0.5) / steps[0]) / steps[1]
+                v, u = (np.concatenate([[0.5], c])[:, None, None] for c in (v, u))
+                return self.cells(*((c[:-1, :-1] * (1 - u) + c[:-1, 1:] * u) * (1 - v)
+                                    + (c[1:, :-1] * (1 - u) + c[1:, 1:] * u) * v for c in corners))  # fmt: skip
+        centres = np.meshgrid(np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5)
+        return self.cells(*(c[None] for c in self.pixels(*centres)))
+
+    def ids(self, window: Window, legend: Legend, void: Sequence[int]) -> NDArray[np.uint8]:
+        """Class ids of a window, void where the raster is masked or not a number."""
+        read = self.read(window)
+        codes, known = np.ma.getdata(read), ~np.ma.getmaskarray(read)
+        ids = np.full(codes.shape, VOID, np.uint8)
+        try:
+            if codes.dtype.kind == "f":
+                known &= np.isfinite(codes)
+                odd = codes[known & ((codes != np.round(codes)) | (abs(codes) > 2**31))]
+                if odd.size:
+                    raise ValueError(f"{odd[0]} is no code; is this a map of classes?")
+                codes = np.where(known, codes, 0).astype(np.int64)
+            ids[known] = legend.encode(codes[known], void)
+        except ValueError as error:
+            raise SourceError(f"{self.name}: {error}; correct the legend or name them in `void`") from None
+        return ids
+
+
+@contextmanager
+def _open(product: Place | tuple[NDArray, GeoBox], grid: GeoBox) -> Iterator[_Product]:
+    """Open a raster of one band with a CRS and a grid."""
+    if isinstance(product, tuple):
+        codes, own = product
+        if codes.shape != tuple(own.shape):
+            raise ValueError(f"codes are {codes.shape} but their grid is {tuple(own.shape)} (rows, columns)")
+        yield _Product("the codes given", grid, crs_of(own), own.transform, codes.shape, lambda w: codes[w.toslices()])
+        return
+    with reading(product), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an error below
+        data = rasterio.open(product)
+    with data:
+        with reading(product):
+            roles = zip(data.indexes, data.colorinterp, strict=True)
+            bands = [band for band, role in roles if role != ColorInterp.alpha]
+            if len(bands) != 1:
+                raise SourceError(f"{product}: has {len(bands)} bands, a map of classes has one; extract that")
+            if data.crs is None or data.transform.is_identity or not abs(data.transform.determinant) > 0:
+                raise SourceError(f"{product}: has no CRS or no grid ({data.crs}, {data.transform[:6]}); write them "
+                                  "into it, for instance by gdal_edit.py -a_srs EPSG:... -a_ullr ...")  # fmt: skip
+            crs = pyproj.CRS.from_wkt(data.crs.to_wkt())
+
+        def read(window: Window) -> NDArray:
+            with reading(product):
+                return data.read(bands[0], window=window, masked=True)
+
+        yield _Product(str(product), grid, crs, data.transform, data.shape, read)
+
+
+def from_product(
+    product: Place | tuple[NDArray, GeoBox],
+    grid: GeoBox,
+    *,
+    source: Legend | str,
+    target: Legend | str,
+    mapping: Mapping[str, str | None] | None = None,
+    method: Literal["nearest", "majority"] = "nearest",
+    void: Sequence[int] = (),
+) -> NDArray[np.uint8]:
+    """Lay a coded raster (WorldCover, Esri, Dynamic World, ...) on a grid.
+
+    Only the part under the grid is read. A majority is one of area among the classes of the *target* legend, counted
+    at 10 x 10 points of a pixel or more; a pixel more than half unknown is void; of equal areas the one at the pixel's
+    centre wins. Where the product is as coarse as the grid or coarser, both methods are the same.
+
+    Args:
+        product: File or address GDAL opens (one band of codes, integer or float, palette or not), or codes (H, W)
+            and their grid.
+        grid: Grid of the image.
+        source: Legend the product is coded in.
+        target: Legend wanted.
+        mapping: Target class of every source class, None for void; `legend.CROSSWALKS` when left out.
+        method: "nearest" takes what lies at the pixel's centre.
+        void: Codes that mean "no label", besides the file's own nodata value and mask.
+
+    Returns:
+        Class ids of `target`, shape (H, W), uint8, 255 where the product says nothing.
+
+    Raises:
+        SourceError: Unreadable, several bands, no CRS, a code that the legend lacks, or the grid lies beside it.
+        ValueError: Unknown legend or method, incomplete mapping, or a grid without CRS.
+    """
+    source, target = _legend(source), _legend(target)
+    lookup = legends.crosswalk(source, target, mapping)
+    if method not in ("nearest", "majority"):
+        raise ValueError(f"unknown method {method!r}; classes are resampled by 'nearest' or 'majority'")
+    mask, covered = np.full(tuple(grid.shape), VOID, np.uint8), False
+    blocks = [tuple(slice(0, n) for n in grid.shape)]
+    with _open(product, grid) as raster:
+        with reading(raster.name):
+            _ = raster.way  # a CRS that is no place on Earth fails here
+        while blocks:
+            block = blocks.pop()
+            samples = raster.samples(block, method == "majority")
+            window = _window(*samples) if samples else None
+            wide = window and window.width * window.height > MOST_PIXELS and mask[block].size > 1
+            if samples is None or wide:
+                blocks += _halves(block)
+            elif window:
+                ids = legends.translate(raster.ids(window, source, void), lookup)
+                mask[block], covered = _vote(ids, window, *samples, len(target)), True
+        if not covered:
+            own = GeoBox(raster.shape, raster.transform, None).extent.boundingbox
+            raise beside(raster.name, own, bounds_of(grid, raster.crs), raster.crs)
+    return mask
+
+
+def _window(columns: NDArray, rows: NDArray, inside: NDArray) -> Window | None:
+    """Smallest window of the product that holds the cells inside; None where none is."""
+    if not inside.any():
+        return None
+    left, top = columns.min(where=inside, initial=1 << 40), rows.min(where=inside, initial=1 << 40)
+    return Window(left, top, columns.max() - left + 1, rows.max() - top + 1)  # cells outside are 0
+
+
+def _halves(block: tuple[slice, slice]) -> list[tuple[slice, slice]]:
+    """Cut a block across its longer side."""
+    longer = int(np.argmax([part.stop - part.start for part in block]))
+    start, stop = block[longer].start, block[longer].stop
+    halves = slice(start, (start + stop) // 2), slice((start + stop) // 2, stop)
+    return [(half, block[1]) if longer == 0 else (block[0], half) for half in halves]
+
+
+def _vote(
+    ids: NDArray[np.uint8], window: Window, columns: NDArray, rows: NDArray, inside: NDArray, classes: int
+) -> NDArray[np.uint8]:
+    """Class ids (h, w) from those of a window at the cells of each pixel: its centre, then points of equal area."""
+    at = np.where(inside, rows - window.row_off, 0), np.where(inside, columns - window.col_off, 0)
+    found = np.where(inside, ids[at], VOID)
+    if len(found) == 1:
+        return found[0]
+    centre, found = found[0], found[1:]
+    size = centre.size
+    slots = np.minimum(found, classes).astype(np.intp).reshape(-1, size) * size + np.arange(size)
+    votes = 2 * np.bincount(slots.ravel(), minlength=(classes + 1) * size).reshape(classes + 1, *centre.shape)
+    unknown = votes[classes] > len(found)
+    votes += np.arange(classes + 1)[:, None, None] == centre
+    return np.where(unknown, VOID, votes[:classes].argmax(0)).astype(np.uint8)
+
+
+def from_vector(
+    vectors: Place | geopandas.GeoDataFrame,
+    grid: GeoBox,
+    *,
+    legend: Legend | str,
+    column: str,
+    classes: Mapping[Hashable, str | None],
+    background: str | None = None,
+    order: Sequence[str | None] | None = None,
+    width_m: float | str | None = None,
+    ignore: Collection[Hashable] = (),
+    layer: str | None = None,
+    where: str | None = None,
+) -> NDArray[np.uint8]:
+    """Draw a vector map (GeoPackage, GeoJSON, GeoParquet, Shapefile, OSM extract, ...) on a grid.
+
+    Only features whose box meets the grid's are read; broken polygons are repaired; a pixel belongs to the area that
+    holds its centre. Points and lines are drawn as wide as `width_m`, with round ends.
+
+    Args:
+        vectors: File that GDAL or GeoParquet's reader opens, or features.
+        grid: Grid of the image.
+        legend: Legend of the mask.
+        column: Column whose values tell the class; of an OSM extract also a key among its `other_tags`.
+        classes: Class name of every value, None for void; the key "*" stands for all values not named.
+        background: Class where nothing is drawn; void when left out.
+        order: Class names as they are drawn, later ones on top; the order of `classes` when left out.
+        width_m: Width of lines and points in metres on the ground, or the column that holds it.
+        ignore: Values whose features are not drawn; None stands for missing values.
+        layer: Layer of the file; needed where it has several.
+        where: SQL condition on the features, for files that GDAL opens.
+
+    Returns:
+        Class ids of `legend`, shape (H, W), uint8.
+
+    Raises:
+        SourceError: Unreadable, no CRS, no such column, a value without a class (named with its count), a line
+            without a width, or the file lies beside the grid.
+        ValueError: A class that `legend` lacks, an incomplete `order`, or a grid without CRS.
+    """
+    legend, drawn = _legend(legend), list(dict.fromkeys(classes.values()))
+    order = drawn if order is None else list(order)
+    ids = {name: VOID if name is None else legend.index(name) for name in [*drawn, *order, background]}
+    if missing := [name for name in drawn if name not in order]:
+        raise ValueError(f"`order` does not say when {few(missing)} is drawn; it holds {few(order)}")
+    name = "the features given" if isinstance(vectors, geopandas.GeoDataFrame) else str(vectors)
+    pad_m = (MOST_WIDTH_M if isinstance(width_m, str) else width_m or 0) / 2
+    columns = list(dict.fromkeys([column, *([width_m] if isinstance(width_m, str) else [])]))
+    frame, box = read_features(vectors, name, columns, grid, pad_m, layer, where)
+    level = _levels(frame[column], {key: order.index(one) for key, one in classes.items()}, ignore, name)
+    widths = pd.to_numeric(frame[width_m], errors="coerce") if isinstance(width_m, str) else width_m
+    drawing = {"level": level, "half_m": np.nan if widths is None else widths / 2}
+    drawing = geopandas.GeoDataFrame(drawing, index=frame.index, geometry=frame.geometry)[level >= 0]
+    mask = np.full(tuple(grid.shape), ids[background], np.uint8)
+    areas = areas_of(drawing, box, pad_m, grid, name)
+    if len(areas):
+        values = [ids[order[one]] for one in areas["level"]]
+        rasterize(zip(areas.geometry, values, strict=True), out=mask, transform=grid.transform)
+    return mask
+
+
+def _levels(values: pd.Series, levels: Mapping[Hashable, int], ignore: Collection, name: str) -> NDArray[np.int_]:
+    """When each feature is drawn, -1 for never."""
+    plain = [v if isinstance(v, Hashable) else str(v) for v in values]
+    plain = [None if pd.api.types.is_scalar(v) and pd.isna(v) else v for v in plain]
+    known = {v: -1 for v in plain if v in ignore} | {v: levels[v] for v in plain if v in levels}
+    if "*" in levels:
+        known = {v: levels["*"] for v in plain if v is not None} | known
+    if unknown := Counter("missing" if v is None else repr(v) for v in plain if v not in known).most_common():
+        raise SourceError(f"{name}: column {values.name!r} holds values without a class: "
+                          f"{few((f'{v} x {n}' for v, n in unknown), 12)}; give them one in `classes` or name them in "
+                          "`ignore` (None for missing)")  # fmt: skip
+    return np.array([known[v] for v in plain], int)

@@ -7,7 +7,7 @@ PROFILE ?= reading
 DATASET ?= data/datasets/city.yaml
 BIN     := .venv/bin
 
-.PHONY: help study figures test lab refresh bench lint clean clean-data
+.PHONY: help study figures test lab refresh archives bench lint clean clean-data
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test      lint, unit tests, notebooks at a tiny size, stored notebook outputs"
 	@echo "make lab       JupyterLab on the notebooks"
 	@echo "make refresh   run the notebooks at their defaults and store their outputs"
+	@echo "make archives  public archives with a recipe, their sizes and licences"
 	@echo "make bench     benchmark table -> build/bench.md"
 	@echo "make lint      ruff over code and notebooks"
 	@echo "make clean     remove build/ and caches;  make clean-data  also finished runs and generated worlds"
@@ -40,6 +41,9 @@ figures: .venv/.ready
 
 lab: .venv/.ready
 	$(BIN)/jupyter lab notebooks/00_overview.ipynb
+
+archives: .venv/.ready
+	@$(BIN)/python tools/acquire.py --list
 
 refresh: .venv/.ready
 	@$(BIN)/python tools/refresh.py

@@ -16,6 +16,7 @@ import pyproj
 from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
+from pyproj.exceptions import ProjError
 from scipy import ndimage
 
 from nbutils.cards import few
@@ -86,8 +87,11 @@ class Work:
         x, y = ~self.to_cells * (columns, rows)
         to_cells = self.to_cells
         if crs is not None and self.grid.crs is not None and not crs.equals(self.grid.crs.proj, ignore_axis_order=True):
-            there = pyproj.Transformer.from_crs(crs, self.grid.crs.proj, always_xy=True)
-            x, y = there.transform(x, y, direction="INVERSE")
+            try:
+                there = pyproj.Transformer.from_crs(crs, self.grid.crs.proj, always_xy=True)
+                x, y = there.transform(x, y, direction="INVERSE")
+            except ProjError as error:
+                raise ValueError(f"no way from {crs.name} to the grid's {self.grid.crs}: {error}") from None
             if not np.isfinite([x, y]).all():
                 return lambda px, py: to_cells * there.transform(px, py), None
             centre = x.mean(), y.mean()
@@ -123,7 +127,12 @@ def collect(points: Source, work: Work) -> Returns:
     else:
         parts = []
         for path in _paths(points):
-            place, bounds = work.placing(read_crs(path))
+            try:
+                place, bounds = work.placing(read_crs(path))
+            except SourceError:
+                raise
+            except ValueError as error:
+                raise SourceError(f"{path}: {error}; correct the CRS of the file or of the image") from None
             parts += [_laid(part, place, work) for part in iter_points(path, bounds=bounds)]
     if not sum(len(part.cell) for part in parts):
         raise missed(points, work)

@@ -229,7 +229,7 @@ def _measure(points, work: Work, rules: LidarRules, image: Image | None) -> xr.D
     judged = _judged(sums, in_blocks(count, k), in_blocks(top, k, np.maximum))
     inner, filled, source, far = gaps(count > 0, work, rules.gap_m)
     height, low = (filled_from(a, inner, filled, source) for a in (top, lowest - under))
-    level = to_blocks(height, k, np.maximum)
+    level = to_blocks(np.where(far, np.inf, height), k, np.maximum)  # beside a void cell nothing is known to be a spike
     beside = opened(level, 3)
     limit = spread(np.where(level > beside + _SPIKE_M, beside, np.inf).astype(np.float32), k)
     np.minimum(height, limit[: height.shape[0], : height.shape[1]], out=height)
@@ -275,6 +275,19 @@ def _above(r: Returns, under: NDArray[np.float32], work: Work) -> tuple[NDArray[
     return top.reshape(work.shape), {name: a.reshape(shape) for name, a in sums.items()}
 
 
+def _bright(intensity: NDArray, returns: NDArray) -> float:
+    """Intensity of bright ground, which is mostly grass: the 80th percentile of what returns on the ground have.
+
+    The median would be asphalt itself where yards and car parks prevail. Returns are counted, not blocks: water gives
+    few of them, but dazzling ones.
+    """
+    if not len(intensity):
+        return 1.0
+    order = np.argsort(intensity)
+    below = np.cumsum(returns[order], dtype=np.float64)
+    return float(intensity[order][np.searchsorted(below, 0.8 * below[-1])])
+
+
 def _judged(sums: dict[str, NDArray], count: NDArray, level: NDArray) -> dict[str, NDArray]:
     """The layers that are judged by blocks with their neighbours; NaN where the file does not tell."""
     high, unknown = sums["high"], np.full(count.shape, np.nan)
@@ -287,9 +300,8 @@ def _judged(sums: dict[str, NDArray], count: NDArray, level: NDArray) -> dict[st
         multiple = unknown if not sums["split"].any() else 1 - single / (single + box(sums["pulses"], 1) / _PULSE)
         intensity = unknown if not sums["echo"].any() else box(sums["echo"], 1) / single
         cover = box(high, 1) / returns
-    bright = intensity[(level < 0.5) & np.isfinite(level) & (intensity > 0)]
-    # bright ground is mostly grass; the median would be asphalt itself where yards and car parks prevail
-    intensity = intensity / (np.percentile(bright, 80) if len(bright) else 1)
+    on_ground = (level < 0.5) & np.isfinite(level) & (intensity > 0)
+    intensity = intensity / _bright(intensity[on_ground], count[on_ground])
     return {"multiple": multiple, "roughness": wide, "scatter": near, "cover": cover, "intensity": intensity}
 
 

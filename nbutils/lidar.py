@@ -12,6 +12,7 @@ roofs, clipped hedges look like walls, water gives nothing back and stays void.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -325,7 +326,9 @@ def _ndvi(image: Image, grid: GeoBox) -> NDArray[np.float32]:
 
 def _on_grid(statistics: xr.Dataset, work: Work) -> xr.Dataset:
     """Means over the cells of a pixel, with the grid's coordinates and CRS."""
-    attrs, coords = dict(statistics.attrs), xr_coords(work.grid, dims=("y", "x"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some grids lose a parameter in the CF form, which stands beside the WKT
+        attrs, coords = dict(statistics.attrs), xr_coords(work.grid, dims=("y", "x"))
     if work.split > 1:
         attrs = {"pixel_m": work.cell_m * work.split, "block": 1}
         known = {name: in_blocks(np.isfinite(a.values), work.split) for name, a in statistics.items()}

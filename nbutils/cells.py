@@ -192,28 +192,25 @@ def gaps(seen: NDArray[np.bool_], work: Work, gap_m: float):
         The slices of the grid among the cells, the cells of the grid to be filled (rows, columns), the cells of the
         whole work to fill them from, and which cells of the grid stay empty.
     """
-    reach = min(int(np.ceil(gap_m / work.cell_m)), work.margin)
-    inner, across = work.inner(), work.shape[1]
-    offsets = [-across, across, -1, 1, -across - 1, 1 - across, across - 1, across + 1]
-    near = np.zeros(work.shape, bool)
-    around = work.inner(reach)
-    near[around] = window(seen[around], 2 * reach + 1, np.maximum) & ~seen[around]
-    source = np.where(seen, np.arange(seen.size, dtype=np.int32).reshape(seen.shape), np.int32(-1)).ravel()
-    left = np.flatnonzero(near)
-    for _ in range(reach):
-        got = np.full(len(left), -1, np.int32)
-        for offset in offsets:
-            missing = np.flatnonzero(got < 0)
-            got[missing] = source[np.clip(left[missing] + offset, 0, seen.size - 1)]
-        source[left] = got
-        left = left[got < 0]
-    filled = np.nonzero(near[inner])
-    at, to = source.reshape(seen.shape)[inner][filled], [n + work.margin for n in filled]
-    close = (at >= 0) & (np.hypot(at // across - to[0], at % across - to[1]) * work.cell_m <= gap_m)
-    filled = tuple(n[close] for n in filled)
+    reach = min(int(gap_m / work.cell_m + 1e-6), work.margin)
+    inner, around, across = work.inner(), work.inner(reach), work.shape[1]
+    near = window(seen[around], 2 * reach + 1, np.maximum)[tuple(slice(reach, n - reach) for n in seen[around].shape)]
     far = ~seen[inner]
+    left = np.ravel_multi_index(tuple(n + work.margin for n in np.nonzero(near & far)), work.shape)
+    steps = np.stack(np.mgrid[-reach : reach + 1, -reach : reach + 1], axis=-1).reshape(-1, 2)
+    filled, source, flat = [], [], seen.ravel()
+    for row, column in sorted(steps[1:].tolist(), key=lambda at: np.hypot(*at)):  # the nearest first
+        if np.hypot(row, column) * work.cell_m > gap_m + 1e-9:
+            break
+        there = left + row * across + column
+        found = flat[there]
+        filled.append(left[found])
+        source.append(there[found])
+        left = left[~found]
+    filled, source = (np.concatenate(a) if a else np.zeros(0, int) for a in (filled, source))
+    filled = tuple(n - work.margin for n in np.unravel_index(filled, work.shape))
     far[filled] = False
-    return inner, filled, at[close], far
+    return inner, filled, source, far
 
 
 def filled_from(cells: NDArray[np.float32], inner, filled, source) -> NDArray[np.float32]:

@@ -10,13 +10,16 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from nbutils.cells import in_blocks, opened, spread, window
+from nbutils.cells import box, in_blocks, opened, spread, window
 
 _TESTED_M = 10.0  # what fits a smaller window is an object in any case: losing a knoll of that size loses nothing
-_PIT_M = 1.0  # ground so far below the ground around is a false echo
+_EDGE_TO_SIDE = 1.5  # least length of an object's edges to the side of a square of its area
+_PIT_M = 1.0  # ground so far below the mean of the ground around is a false echo
+_PIT_DEPTH_M, _PIT_REACH_M = 2.5, 5.0  # and so is what lies so far below everything within reach
 
 
 class Rules(Protocol):
@@ -49,12 +52,34 @@ def find_ground(lowest: NDArray[np.float32], coded: NDArray[np.float32] | None, 
         if there.sum() > 0.7 * somewhere.sum():
             return _smooth(fill(coded, np.isfinite(coded)))
     trend = _trend(lowest, known, max(int(16 / block_m), 1))
-    lowest = np.where(known, lowest, 0) - trend
+    lowest = np.where(known, lowest - trend, np.inf)
+    for _ in range(2):  # where two false echoes are near each other, the first round finds the lower one
+        lowest[_pits(lowest, block_m)] = np.inf
+    known = np.isfinite(lowest)
+    lowest = np.where(known, lowest, 0).astype(np.float32)
     ground = _filtered(fill(lowest, known), known, block_m, rules)
     weight = ndimage.uniform_filter(ground.astype(np.float32), 7)
     around = ndimage.uniform_filter(np.where(ground, lowest, 0), 7) / np.maximum(weight, 1e-3)
     ground &= lowest > around - _PIT_M
     return _smooth(fill(lowest, ground)) + trend
+
+
+def _pits(lowest: NDArray[np.float32], block_m: float) -> tuple[NDArray, NDArray]:
+    """Rows and columns of false echoes from below the ground.
+
+    They lie far below all but one of the blocks around, whereas the few returns from the ground of a dense forest lie
+    about as low as other ones.
+    """
+    reach = max(int(round(_PIT_REACH_M / block_m)), 1)
+    known = np.isfinite(lowest)
+    mean = box(np.where(known, lowest, 0), 1) / np.maximum(box(known.astype(np.float32), 1), 1)
+    low = known & (mean - lowest > _PIT_M) & (lowest <= window(lowest, 2 * reach + 1, np.minimum))
+    rows, columns = np.nonzero(low)
+    padded = np.pad(lowest, reach, constant_values=np.inf)
+    around = sliding_window_view(padded, (2 * reach + 1,) * 2)[rows, columns].reshape(len(rows), (2 * reach + 1) ** 2)
+    third = np.partition(around, 2, axis=1)[:, 2]
+    pit = np.isfinite(third) & (lowest[rows, columns] < third - _PIT_DEPTH_M)
+    return rows[pit], columns[pit]
 
 
 def _filtered(surface: NDArray[np.float32], known: NDArray[np.bool_], block_m: float, rules: Rules):
@@ -63,7 +88,7 @@ def _filtered(surface: NDArray[np.float32], known: NDArray[np.bool_], block_m: f
     ground, cut = known.copy(), surface
     bend = 2 * surface - window(surface, 3, np.minimum) - window(surface, 3, np.maximum)
     edge, foot = bend >= rules.jump_m, bend <= -rules.jump_m
-    beside_edge, beside_hole = (window(m, 3, np.maximum) for m in (edge, _holes(known, covered)))
+    beside_edge = window(edge, 3, np.maximum)
     for width_m in rules.windows_m:
         low = opened(cut, max(int(round(width_m / block_m)) | 1, 3))
         raised = covered & (surface - low > rules.step_m)
@@ -71,10 +96,10 @@ def _filtered(surface: NDArray[np.float32], known: NDArray[np.bool_], block_m: f
             inner = raised & ~edge & ~foot
             groups, count = ndimage.label(inner)
             rim = inner & ~window(inner, 3, np.minimum)
-            falls, ends = rim & beside_edge, rim & ~beside_edge & ~beside_hole
-            area, falls, ends = (np.bincount(groups[m], minlength=count + 1) for m in (inner, falls, ends))
+            falls = rim & beside_edge
+            area, falls, ends = (np.bincount(groups[m], minlength=count + 1) for m in (inner, falls, rim & ~falls))
             # a hill with many walls has many edges too, but not for its size
-            stands = (falls >= rules.jump_share * (falls + ends)) & (falls >= 1.2 * np.sqrt(area))
+            stands = (falls >= rules.jump_share * (falls + ends)) & (falls >= _EDGE_TO_SIDE * np.sqrt(area))
             stands[0] = False
             raised = stands[groups] | (raised & (edge | foot))
         ground &= ~raised
@@ -82,21 +107,16 @@ def _filtered(surface: NDArray[np.float32], known: NDArray[np.bool_], block_m: f
     return ground
 
 
-def _holes(known: NDArray[np.bool_], covered: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where nothing is known within the cloud (water mostly), unlike beyond its bounds."""
-    rows, columns = np.flatnonzero(known.any(axis=1)), np.flatnonzero(known.any(axis=0))
-    holes = np.zeros_like(covered)
-    within = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    holes[within] = ~covered[within]
-    return holes
-
-
 def _trend(lowest: NDArray[np.float32], known: NDArray[np.bool_], side: int) -> NDArray[np.float32]:
-    """The slope of the whole scene: a surface of second order through the lowest returns of wide blocks."""
+    """The slope of the whole scene: a surface of second order through low returns of wide blocks."""
     h, w = lowest.shape
     padded = np.pad(np.where(known, lowest, np.inf), [(0, -h % side), (0, -w % side)], constant_values=np.inf)
-    low = padded.reshape(-(-h // side), side, -(-w // side), side).min(axis=(1, 3))
+    wide = padded.reshape(-(-h // side), side, -(-w // side), side).swapaxes(1, 2)
+    wide = wide.reshape(*wide.shape[:2], -1)
+    low = np.partition(wide, side * side // 20, axis=-1)[..., side * side // 20]  # not the very lowest: false echoes
     rows, columns = np.nonzero(np.isfinite(low))
+    if len(rows) < 12:
+        return np.zeros((h, w), np.float32)
     y, x, z = (rows + 0.5) * side / h - 0.5, (columns + 0.5) * side / w - 0.5, low[rows, columns].astype(np.float64)
     terms, weight = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1), np.ones(len(z))
     for _ in range(5):  # what stands far from the rest counts little

@@ -85,7 +85,7 @@ class LidarRules:
     """
 
     high_m: float = 2.0
-    multiple_share: float = 0.33
+    multiple_share: float = 0.25
     rough_m: float = 0.70
     green_ndvi: float = 0.20
     cover_share: float = 0.15
@@ -107,7 +107,7 @@ class LidarRules:
     windows_m: tuple[float, ...] = (3.0, 7.0, 15.0, 31.0, 63.0, 127.0, 255.0)
     step_m: float = 0.5
     jump_m: float = 1.5
-    jump_share: float = 0.3
+    jump_share: float = 0.4
 
 
 @dataclass(frozen=True)

@@ -231,7 +231,7 @@ def in_blocks(cells: NDArray, side: int, how: np.ufunc = np.add) -> NDArray:
 
 def spread(blocks: NDArray, side: int) -> NDArray:
     """Give every cell the value of its block."""
-    return blocks if side == 1 else blocks.repeat(side, axis=0).repeat(side, axis=1)
+    return blocks if side == 1 else blocks.repeat(side, axis=1).repeat(side, axis=0)
 
 
 def window(cells: NDArray, width: int, how: np.ufunc, mirrored: bool = False) -> NDArray:

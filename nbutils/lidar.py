@@ -229,12 +229,14 @@ def _measure(points, work: Work, rules: LidarRules, image: Image | None) -> xr.D
     top, sums = _above(r, under, work)
     judged = _judged(sums, in_blocks(count, k), in_blocks(top, k, np.maximum))
     inner, filled, source, far = gaps(count > 0, work, rules.gap_m)
-    height, low = (filled_from(a, inner, filled, source) for a in (top, lowest - under))
+    height, floor, lowest = (filled_from(a, inner, filled, source) for a in (top, under, lowest))
     level = to_blocks(np.where(far, np.inf, height), k, np.maximum)  # beside a void cell nothing is known to be a spike
     beside = opened(level, 3)
-    limit = spread(np.where(level > beside + _SPIKE_M, beside, np.inf).astype(np.float32), k)
-    np.minimum(height, limit[: height.shape[0], : height.shape[1]], out=height)
-    layers = {"ground": under[inner].copy(), "height": height, "low": low}
+    rows, columns = np.nonzero(level > beside + _SPIKE_M)
+    for row, column in np.ndindex(k, k):
+        at = np.minimum(rows * k + row, height.shape[0] - 1), np.minimum(columns * k + column, height.shape[1] - 1)
+        height[at] = np.minimum(height[at], beside[rows, columns])
+    layers = {"ground": under[inner].copy(), "height": height, "low": lowest - floor}
     if image is not None:
         layers["ndvi"] = spread(_ndvi(image, work.grid), work.split)
     for layer in layers.values():
@@ -244,7 +246,7 @@ def _measure(points, work: Work, rules: LidarRules, image: Image | None) -> xr.D
         values = values[work.margin // k :, work.margin // k :][: nothing.shape[0], : nothing.shape[1]]
         values = np.where(nothing, np.nan, values).astype(np.float32)
         layers[name] = spread(values, k)[: height.shape[0], : height.shape[1]]
-    layers["density"] = (count[inner] / work.cell_m**2).astype(np.float32)
+    layers["density"] = count[inner].astype(np.float32) / np.float32(work.cell_m**2)
     return xr.Dataset({name: (("y", "x"), a) for name, a in layers.items()}, attrs={"pixel_m": work.cell_m, "block": k})
 
 
@@ -284,6 +286,8 @@ def _bright(intensity: NDArray, returns: NDArray) -> float:
     """
     if not len(intensity):
         return 1.0
+    some = max(len(intensity) // 100_000, 1)
+    intensity, returns = intensity[::some], returns[::some]
     order = np.argsort(intensity)
     below = np.cumsum(returns[order], dtype=np.float64)
     return float(intensity[order][np.searchsorted(below, 0.8 * below[-1])])
@@ -291,15 +295,19 @@ def _bright(intensity: NDArray, returns: NDArray) -> float:
 
 def _judged(sums: dict[str, NDArray], count: NDArray, level: NDArray) -> dict[str, NDArray]:
     """The layers that are judged by blocks with their neighbours; NaN where the file does not tell."""
-    high, unknown = sums["high"], np.full(count.shape, np.nan)
+    unknown = np.full(count.shape, np.nan, np.float32)
+    high, split, echo, pulses, count = (  # exact so far
+        a.astype(np.float32) for a in (sums["high"], sums["split"], sums["echo"], sums["pulses"] / _PULSE, count)
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
-        scatter = np.nan_to_num(np.clip(sums["squares"] - sums["heights"] ** 2 / high, 0, high - 1))
+        scatter = (sums["squares"] - sums["heights"] ** 2 / sums["high"]).astype(np.float32)
+        scatter = np.nan_to_num(np.clip(scatter, 0, high - 1))
         freedom = np.maximum(high - 1, 0)
         near, wide = (np.sqrt(box(scatter, n) / np.maximum(box(freedom, n), 0.5)) for n in (1, 2))
         returns = box(count, 1)
-        single = returns - box(sums["split"], 1)
-        multiple = unknown if not sums["split"].any() else 1 - single / (single + box(sums["pulses"], 1) / _PULSE)
-        intensity = unknown if not sums["echo"].any() else box(sums["echo"], 1) / single
+        single = returns - box(split, 1)
+        multiple = unknown if not split.any() else 1 - single / (single + box(pulses, 1))
+        intensity = unknown if not echo.any() else box(echo, 1) / single
         cover = box(high, 1) / returns
     on_ground = (level < 0.5) & np.isfinite(level) & (intensity > 0)
     intensity = intensity / _bright(intensity[on_ground], count[on_ground])

@@ -225,6 +225,11 @@ def test_cells_far_from_any_return_are_void_and_small_gaps_are_filled(town):
     for name in set(labels.statistics) - {"density"}:
         assert np.isnan(labels.statistics[name].values[8:20, 60:72]).all(), name
     assert np.isnan(labels.statistics.height.values[labels.mask == 255]).all()
+    for name in ("ground", "height", "low"):
+        layer = labels.statistics[name].values
+        assert np.array_equal(np.isfinite(layer), labels.mask != 255) and abs(layer[labels.mask != 255]).max() < 40, (
+            name
+        )
     wide = from_lidar(town[~(hole | gap)], GRID, rules=LidarRules(gap_m=15)).mask
     assert (wide != 255).all()
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nbutils import ROOT, labelling, legend, networks, noise, objectives, patches, simulate, sources, training
+from nbutils import ROOT, labelling, legend, networks, noise, objectives, patches, simulate, training
 from nbutils.legend import VOID
 
 PATCH_PX, BATCH, STEPS, BANDS = 96, 16, 6, ("nir", "red", "green", "blue")
@@ -115,7 +115,7 @@ def bench_lidar(folder: Path) -> list[Row]:
     (path,) = scene_folder.rglob("*.laz")
     count = laspy.open(path).header.point_count
     runners = {
-        "LiDAR file to mask": lambda: labelling.from_lidar(sources.read_points(path), grid),
+        "LiDAR file to mask": lambda: labelling.from_lidar(path, grid),
         "- reading alone (laspy)": lambda: laspy.read(path).xyz,
     }
     return race("million points/s", count / 1e6, runners)

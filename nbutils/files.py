@@ -3,6 +3,7 @@
 A hole in any file is void, never class 0; a damaged file is an error that names it, never skipped in silence.
 """
 
+import fcntl
 import hashlib
 import os
 import re
@@ -436,3 +437,14 @@ def fingerprint(paths: Iterable[Path]) -> str:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         total.update(f"{path.relative_to(base).as_posix()}\0{content}\n".encode())
     return total.hexdigest()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process works alone in a folder; a lock dies with its holder and leaves nothing behind."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

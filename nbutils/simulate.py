@@ -36,7 +36,7 @@ from rasterio.io import MemoryFile
 
 from nbutils import ROOT, city, globe, globe_sensor, legend, sensors
 from nbutils.cards import Card
-from nbutils.files import write_mask
+from nbutils.files import alone, write_mask
 from nbutils.globe_product import Place, make_place
 from nbutils.points import Points
 
@@ -146,8 +146,10 @@ def ensure_world(card: Card) -> None:
     if card.world is None:
         return
     options = card.world.model_dump()
-    if _stored(card.folder) != _World(**options):
-        write_world(card.folder, **options, workers=min(2, os.cpu_count() or 1))
+    card.folder.parent.mkdir(parents=True, exist_ok=True)
+    with alone(card.folder.parent):  # another notebook may be writing the same world
+        if _stored(card.folder) != _World(**options):
+            write_world(card.folder, **options, workers=min(2, os.cpu_count() or 1))
 
 
 def write_world(root: str | Path, *, seed: int, pretrain: int, finetune: int, validation: int, test: int,

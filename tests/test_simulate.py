@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -313,3 +314,20 @@ def test_committed_sample_is_what_its_readme_says(tmp_path):
             assert kept.transform == made.transform and kept.crs == made.crs
             assert (kept.read() == made.read()).mean() > 0.99  # other processors may round the last bit differently
     assert abs(len(read_points(sample / "points.laz")) / len(read_points(tmp_path / "points.laz")) - 1) < 0.01
+
+
+def test_two_processes_that_want_one_world_write_it_once(tmp_path, monkeypatch):
+    """While one holds the folder another waits, and then finds the world there."""
+    order = []
+
+    def wait_and_look():
+        with files.alone(tmp_path):
+            order.append("second")
+
+    with files.alone(tmp_path):
+        second = threading.Thread(target=wait_and_look)
+        second.start()
+        second.join(0.3)
+        order.append("first")
+    second.join(5)
+    assert order == ["first", "second"] and list(tmp_path.iterdir()) == []

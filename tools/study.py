@@ -3,13 +3,15 @@
     python tools/study.py --profile reading --dataset data/datasets/city.yaml
 
 Executed copies go to `build/<profile>/<data set>/`, figures and tables to `figures/` in it; `index.html` shows
-both. Notebooks run in the order of their numbers, but 00 comes last, because it shows what the others found.
+both. Notebooks run in the order of their numbers, but 00 comes last, because it shows what the others found, and 01
+and 02, which train nothing, run beside the others.
 With `--publish figures` the figures and tables then replace those in that folder.
 Exit status: 0 done, 1 a notebook failed, 2 wrong input (profile, card or missing data), 130 interrupted.
 """
 
 import argparse
 import difflib
+import itertools
 import logging
 import shutil
 import signal
@@ -17,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 INPUT_ERRORS = ("CardError", "DataMissing")  # raised in a kernel: the message is the whole story
+BESIDE = ("01_", "02_")
 PUBLISHED = ("[0-9][0-9]_*.png", "[0-9][0-9]_*.csv", "results.csv", "claims.csv")
 PUBLISHED_BYTES = 5_000_000
 
@@ -169,15 +173,38 @@ def describe_failure(error: papermill.PapermillExecutionError, path: Path, copy:
 
 
 def run_all(notebooks: dict[Path, dict[str, Any]], folder: Path) -> None:
-    """Run notebooks with their parameters into a fresh `folder`, telling how far it is."""
+    """Run notebooks with their parameters into a fresh `folder`, telling how far it is.
+
+    Those that train run in order, for they share runs; those of `BESIDE` train nothing and run at the same time; 00
+    shows what all the others found and runs last. A failure ends every line after the notebook it is at.
+
+    Raises:
+        StudyError: a notebook failed.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "figures").mkdir(parents=True)
-    for number, (path, parameters) in enumerate(notebooks.items(), 1):
-        say(f"[{number}/{len(notebooks)}] {path.stem} ...")
-        start = time.perf_counter()
-        with echo_lines(ROOT / "data/runs/log.txt"):
-            run_notebook(path, folder / path.name, parameters)
-        say(f"[{number}/{len(notebooks)}] {path.stem}: {time.perf_counter() - start:.0f} s")
+    done, failed = itertools.count(1), threading.Event()
+
+    def run_line(line: Iterable[Path]) -> None:
+        for path in line:
+            if failed.is_set():
+                return
+            say(f"{path.stem} ...")
+            start = time.perf_counter()
+            try:
+                run_notebook(path, folder / path.name, notebooks[path])
+            except BaseException:
+                failed.set()
+                raise
+            say(f"[{next(done)}/{len(notebooks)}] {path.stem}: {time.perf_counter() - start:.0f} s")
+
+    last = [path for path in notebooks if path.name.startswith("00_")]
+    beside = [path for path in notebooks if path.name.startswith(BESIDE)]
+    with echo_lines(ROOT / "data/runs/log.txt"), ThreadPoolExecutor(1) as pool:
+        other = pool.submit(run_line, beside)
+        run_line(path for path in notebooks if path not in [*last, *beside])
+        other.result()
+    run_line(last)
 
 
 def publish(source: Path, target: Path) -> int:

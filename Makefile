@@ -56,7 +56,7 @@ lint: .venv/.ready
 test: lint
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
-	    --nbval-cell-timeout=600 notebooks
+	    --nbval-cell-timeout=900 -n 2 --dist loadfile notebooks
 
 bench: .venv/.ready
 	$(BIN)/python -m benchmarks

@@ -25,6 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nbutils import ROOT, networks, objectives, patches, probing, training
+from nbutils.files import alone
 from nbutils.legend import VOID
 from nbutils.patches import PatchSet
 from nbutils.store import RUNS, Result, Run, cached, read, write
@@ -169,18 +170,23 @@ def run_many(runs: Sequence[Run], *, workers: int = 2, store: Path = RUNS) -> li
     Returns:
         One result per run, in the order of `runs`.
     """
-    missing = [run for run in _parents_first(runs) if not (store / run.key).is_dir()]
-    if missing:
-        store.mkdir(parents=True, exist_ok=True)
-        finished = _on_cluster(missing, workers, store) if workers > 1 else (execute(run, store) for run in missing)
-        start = time.perf_counter()
-        for done, result in enumerate(tqdm(finished, total=len(missing), disable=not watched()), start=1):
-            left = (time.perf_counter() - start) / done * (len(missing) - done)
-            _log(
-                store,
-                f"[{done}/{len(missing)}] {result.run}: {_summary(result)}, about {left / 60:.1f} min left",
-            )
+    store.mkdir(parents=True, exist_ok=True)
+    if any(not (store / run.key).is_dir() for run in runs):
+        with alone(store):  # who else computes here, perhaps the same runs, is waited for
+            _compute(runs, workers, store)
     return [read(run, store) for run in runs]
+
+
+def _compute(runs: Sequence[Run], workers: int, store: Path) -> None:
+    """Compute the runs that are missing, parents first, telling after each how long the rest will take."""
+    missing = [run for run in _parents_first(runs) if not (store / run.key).is_dir()]
+    if not missing:
+        return
+    finished = _on_cluster(missing, workers, store) if workers > 1 else (execute(run, store) for run in missing)
+    start = time.perf_counter()
+    for done, result in enumerate(tqdm(finished, total=len(missing), disable=not watched()), start=1):
+        left = (time.perf_counter() - start) / done * (len(missing) - done)
+        _log(store, f"[{done}/{len(missing)}] {result.run}: {_summary(result)}, about {left / 60:.1f} min left")
 
 
 def network_of(result: Result, data: PatchSet) -> nn.Module:

@@ -13,6 +13,7 @@ import argparse
 import difflib
 import itertools
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -183,6 +184,7 @@ def run_all(notebooks: dict[Path, dict[str, Any]], folder: Path) -> None:
     """
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "figures").mkdir(parents=True)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two kernels with a thread per core each wait for one another
     done, failed = itertools.count(1), threading.Event()
 
     def run_line(line: Iterable[Path]) -> None:

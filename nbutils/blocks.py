@@ -1,7 +1,6 @@
 """What fills the blocks of the embedded city: houses, rows, courts, towers, sheds, parks, car parks, building sites.
 
-Every filler gets the scene under construction (`Plan`) and one block as (u0, u1, v0, v1) in the street grid, metres,
-and draws on what is still free there.
+Every filler gets the scene under construction and one block (u0, u1, v0, v1), metres, and draws on what is free there.
 """
 
 from __future__ import annotations

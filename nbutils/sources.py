@@ -229,7 +229,7 @@ class _Disk(StacIO):
         return Path(str(source).removeprefix("file://")).read_text(encoding="utf-8")
 
     def write_text(self, *_: Any, **__: Any) -> None:
-        raise NotImplementedError
+        raise NotImplementedError("this reader of catalogues does not write them")
 
     def read_stac_object(self, source: Any, *args: Any, **more: Any) -> pystac.STACObject:
         try:

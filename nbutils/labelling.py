@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from nbutils import noise
 from nbutils.cards import Inject, Lidar, Masks, Product, to_legend
 from nbutils.files import decode, open_file
-from nbutils.lidar import BACKGROUND, BUILDING, ROAD, TREE, Labels, LidarRules, apply_rules, from_lidar, measure
+from nbutils.lidar.classify import (
+    BACKGROUND,
+    BUILDING,
+    ROAD,
+    TREE,
+    Labels,
+    LidarRules,
+    apply_rules,
+    from_lidar,
+    measure,
+)
 from nbutils.maps import from_product, from_vector
 from nbutils.sources import Dataset, SourceError, Tile, open_mask, read_exact
 

@@ -34,11 +34,12 @@ from pystac.extensions.projection import ProjectionExtension
 from rasterio.enums import ColorInterp
 from rasterio.io import MemoryFile
 
-from nbutils import ROOT, city, globe, globe_sensor, legend, sensors
+from nbutils import ROOT, legend
 from nbutils.cards import Card
 from nbutils.files import alone, write_mask
-from nbutils.globe_product import Place, make_place
-from nbutils.points import Points
+from nbutils.lidar.points import Points
+from nbutils.worlds import city, globe, globe_sensor, sensors
+from nbutils.worlds.globe_product import Place, make_place
 
 # raised whenever the same seed gives other pixels: worlds of another version are made anew
 VERSIONS = {"city": 6, "globe": 1}

@@ -39,7 +39,7 @@ from nbutils.files import (
     write_mask,
 )
 from nbutils.legend import VOID, Legend
-from nbutils.points import Points, read_points
+from nbutils.lidar.points import Points, read_points
 
 __all__ = [
     "SPLITS",

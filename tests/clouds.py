@@ -8,7 +8,7 @@ import pyproj
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from nbutils.points import Points
+from nbutils.lidar.points import Points
 
 SIZE = 80
 X0, Y0 = 583_000.0, 4_512_000.0

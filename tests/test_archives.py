@@ -16,7 +16,8 @@ from loopback import geotiff, zipped
 from rasterio.transform import from_bounds, from_origin
 from rasterio.warp import transform_bounds
 
-from nbutils import archives, labelling, legend, remote, sources
+from nbutils import labelling, legend, remote, sources
+from nbutils.archives import recipes
 from nbutils.files import SourceError, fingerprint
 
 UTM, FEET = "EPSG:26918", "EPSG:2263"
@@ -92,7 +93,7 @@ def catalogue(server, below=""):
 
 def wish(server, **changes):
     files = {"labels": f"{server.url}/Land_Cover.zip"}
-    return archives.Wish(**{"bbox": degrees(AREA), "api": server.api, "scene_px": 32, "files": files} | changes)
+    return recipes.Wish(**{"bbox": degrees(AREA), "api": server.api, "scene_px": 32, "files": files} | changes)
 
 
 def grids(root):
@@ -153,11 +154,11 @@ def stop_after(number):
 
 def test_an_interrupted_acquisition_goes_on_and_ends_the_same(server, tmp_path):
     catalogue(server)
-    whole = archives.make_plan("nyc", wish(server), tmp_path / "whole")
-    archives.acquire(whole)
-    plan = archives.make_plan("nyc", wish(server), tmp_path / "parts")
+    whole = recipes.make_plan("nyc", wish(server), tmp_path / "whole")
+    recipes.acquire(whole)
+    plan = recipes.make_plan("nyc", wish(server), tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
-        archives.acquire(plan, stop_after(1))
+        recipes.acquire(plan, stop_after(1))
     first = {p: p.stat().st_mtime_ns for p in (tmp_path / "parts/scenes").glob("*/*")}
     assert len(first) == 6 and not (tmp_path / "parts/.making").exists()
     (tmp_path / "parts/.making").mkdir()  # as a killed process leaves it
@@ -165,22 +166,22 @@ def test_an_interrupted_acquisition_goes_on_and_ends_the_same(server, tmp_path):
     path = "/p1.copc.laz"
     server.faults[path] = [None] * 8 + [503] * 200  # and then the server goes away in the middle
     server.items.clear()  # the plan is kept: nothing is searched again
-    plan = archives.make_plan("nyc", wish(server), tmp_path / "parts")
+    plan = recipes.make_plan("nyc", wish(server), tmp_path / "parts")
     with pytest.raises(SourceError, match="p1.copc.laz: .*503"):
-        archives.acquire(plan)
+        recipes.acquire(plan)
     assert all({p.name for p in f.iterdir()} == {"image.tif", "exact.tif", "points.laz"}
                for f in (tmp_path / "parts/scenes").iterdir())  # fmt: skip
     assert not (tmp_path / "parts/.making").exists()
     server.faults.clear()
     server.log.clear()
     lines = []
-    archives.acquire(archives.make_plan("nyc", wish(server), tmp_path / "parts"), lines.append)
+    recipes.acquire(recipes.make_plan("nyc", wish(server), tmp_path / "parts"), lines.append)
     assert all(p.stat().st_mtime_ns == then for p, then in first.items())
     assert not server.asked("/Land_Cover.zip")
     files = [sorted((tmp_path / name / "scenes").glob("*/*")) for name in ("whole", "parts")]
     assert fingerprint(files[0]) == fingerprint(files[1]) and len(files[0]) == 3 * len(whole.scenes)
     with pytest.raises(SourceError, match="holds another acquisition"):
-        archives.make_plan("nyc", wish(server, scene_px=16), tmp_path / "parts")
+        recipes.make_plan("nyc", wish(server, scene_px=16), tmp_path / "parts")
 
 
 def test_signatures_that_expire_during_the_job_are_renewed(server, tmp_path, monkeypatch):
@@ -195,9 +196,9 @@ def test_signatures_that_expire_during_the_job_are_renewed(server, tmp_path, mon
     catalogue(server, "/signed")
     for path, token in (("/signed/p0.copc.laz", "t1"), ("/signed/p1.copc.laz", "t2")):
         server.faults[path] = [None] * 5 + [("call", lambda token=token: setattr(server, "token", token))]
-    plan = archives.make_plan("nyc", wish(server), tmp_path)
+    plan = recipes.make_plan("nyc", wish(server), tmp_path)
     assert "sig=" not in str(plan.scenes)
-    archives.acquire(plan)
+    recipes.acquire(plan)
     assert kept["token"] == "t2" and len(list((tmp_path / "scenes").iterdir())) == len(plan.scenes)
 
 
@@ -205,12 +206,12 @@ def test_items_without_the_asset_are_named_and_missing_ground_is_left_out(server
     catalogue(server)
     loopback.item(server, "naip", "bare", degrees((X, Y - HEIGHT, X + WIDTH, Y)), {"thumbnail": "x.png"})
     server.items[:] = [item for item in server.items if item["id"] not in ("ny_east", "old")]
-    plan = archives.make_plan("nyc", wish(server), tmp_path)
+    plan = recipes.make_plan("nyc", wish(server), tmp_path)
     assert "naip item 'bare' has no asset image, only thumbnail" in plan.left_out
     assert [line for line in plan.left_out if "not covered by naip" in line] and len(plan.scenes) >= 3
     server.items[:] = [item for item in server.items if item["id"] == "bare"]
     with pytest.raises(SourceError, match="naip has nothing to use; naip item 'bare' has no asset image"):
-        archives.make_plan("nyc", wish(server), tmp_path)
+        recipes.make_plan("nyc", wish(server), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -221,28 +222,28 @@ def test_links_of_an_item_never_open_a_file_of_this_machine(server, tmp_path, hr
                           **{"proj:epsg": 26918, "datetime": "2017-12-01T00:00:00Z"})  # fmt: skip
     entry["links"] = []
     with pytest.raises(SourceError, match="is not a web address"):
-        archives.make_plan("nyc", wish(server), tmp_path)
+        recipes.make_plan("nyc", wish(server), tmp_path)
 
 
 def test_wrong_labels_are_an_error_and_void_ground_is_left_out(server, tmp_path):
     catalogue(server)
     codes = np.full((1, 140, 270), 9, np.uint8)
     server.files["/9.zip"] = zipped({"a.tif": geotiff(codes, UTM, from_origin(X, Y, 1, 1))})
-    plan = archives.make_plan("nyc", wish(server, files={"labels": f"{server.url}/9.zip"}), tmp_path / "a")
+    plan = recipes.make_plan("nyc", wish(server, files={"labels": f"{server.url}/9.zip"}), tmp_path / "a")
     with pytest.raises(SourceError, match=r"values unknown to legend 'nyc8'.* 9 x 1024"):
-        archives.acquire(plan)
+        recipes.acquire(plan)
     codes[:, :, :72], codes[:, :, 72:] = 0, 4
     path = tmp_path / "labels.tif"  # a file of one's own instead of the City's
     path.write_bytes(geotiff(codes, UTM, from_origin(X, Y, 1, 1)))
-    plan = archives.make_plan("nyc", wish(server, files={"labels": str(path)}), tmp_path / "b")
-    card, left_out = archives.acquire(plan)
+    plan = recipes.make_plan("nyc", wish(server, files={"labels": str(path)}), tmp_path / "b")
+    card, left_out = recipes.acquire(plan)
     assert left_out and all("no exact label of nyc8" in line for line in left_out)
     assert {t.scene for t in sources.read_dataset(card).tiles} == {
         s["name"] for s in plan.scenes} - {line.split(":")[0] for line in left_out}  # fmt: skip
     for data in (b"no zip", zipped({"a.txt": b""})):
         server.files["/bad.zip"] = data
         with pytest.raises(SourceError, match="labels: (cannot be read|holds no raster).*remove it"):
-            archives.acquire(archives.make_plan("nyc", wish(server, files={"labels": f"{server.url}/bad.zip"}),
+            recipes.acquire(recipes.make_plan("nyc", wish(server, files={"labels": f"{server.url}/bad.zip"}),
                                                 tmp_path / hashlib.sha256(data).hexdigest()))  # fmt: skip
 
 
@@ -254,17 +255,17 @@ def test_points_that_are_no_copc_are_read_through_and_what_is_none_is_named(serv
     header.add_crs(cloud.header.parse_crs())
     plain, stream = laspy.LasData(header, cloud.points), io.BytesIO()
     plain.write(stream, do_compress=True, laz_backend=laspy.LazBackend.Lazrs)
-    plan = archives.make_plan("nyc", wish(server), tmp_path / "copc")
-    archives.acquire(plan)
+    plan = recipes.make_plan("nyc", wish(server), tmp_path / "copc")
+    recipes.acquire(plan)
     server.files["/p0.copc.laz"] = stream.getvalue()
-    archives.acquire(archives.make_plan("nyc", wish(server), tmp_path / "laz"))
+    recipes.acquire(recipes.make_plan("nyc", wish(server), tmp_path / "laz"))
     for path in (tmp_path / "copc/scenes").glob("*/points.laz"):
         other = laspy.read(tmp_path / "laz" / path.relative_to(tmp_path / "copc"))
         ours = laspy.read(path)
         assert sorted(zip(ours.X, ours.Y, ours.Z, strict=True)) == sorted(zip(other.X, other.Y, other.Z, strict=True))
     server.files["/p0.copc.laz"] = b"<html>busy</html>" * 100
     with pytest.raises(SourceError, match="p0.copc.laz: cannot be read as LAS, LAZ or COPC"):
-        archives.acquire(archives.make_plan("nyc", wish(server), tmp_path / "bad"))
+        recipes.acquire(recipes.make_plan("nyc", wish(server), tmp_path / "bad"))
 
 
 # ---- Sentinel-2 -----------------------------------------------------------------------------------------------------
@@ -274,7 +275,7 @@ def sentinel(server):
     truth = rng.integers(1, 3000, (12, 160, 320), dtype=np.uint16)
     for half, (start, stop) in {"a": (0, 185), "b": (180, 320)}.items():
         hrefs = {}
-        for number, band in enumerate((*archives._S2_BANDS, "SCL")):
+        for number, band in enumerate((*recipes._S2_BANDS, "SCL")):
             pixels = np.full((1, 160, stop - start), 4, np.uint8) if band == "SCL" else (
                 truth[number : number + 1, :, start:stop] + np.uint16(1000))  # fmt: skip
             if band == "SCL":
@@ -304,9 +305,9 @@ def sentinel(server):
 
 def test_sentinel2_with_two_maps(server, tmp_path):
     truth, esri = sentinel(server)
-    asked = archives.Wish(bbox=degrees((X + 1300, Y - 750, X + 2400, Y - 50)), api=server.api, scene_px=32)
-    plan = archives.make_plan("sentinel2", asked, tmp_path)
-    card, left_out = archives.acquire(plan)
+    asked = recipes.Wish(bbox=degrees((X + 1300, Y - 750, X + 2400, Y - 50)), api=server.api, scene_px=32)
+    plan = recipes.make_plan("sentinel2", asked, tmp_path)
+    card, left_out = recipes.acquire(plan)
     dataset = sources.read_dataset(card)
     assert len(dataset.tiles) == len(plan.scenes) == 6 and not left_out and not server.asked("/none.tif")
     clouds = 0
@@ -342,9 +343,9 @@ def test_splits_are_bands_at_one_end_of_the_longer_side(rows, columns, gaps):
     along = "column" if len({s["column"] for s in scenes}) > len({s["row"] for s in scenes}) else "row"
     if max(len({s["row"] for s in scenes}), len({s["column"] for s in scenes}), 0) < 3:
         with pytest.raises(ValueError, match="at least 3 are needed"):
-            archives._split(scenes, ())
+            recipes._split(scenes, ())
         return
-    named = archives._split(scenes, ())
+    named = recipes._split(scenes, ())
     ends = {
         split: [s[along] for s in named if s["name"].startswith(split)] for split in ("train", "validation", "test")
     }
@@ -370,14 +371,14 @@ def test_wrong_wishes_are_told_before_anything_is_fetched(server, tmp_path, caps
     assert acquire.main(["--list"]) == 0
     told = capsys.readouterr().out
     assert all(
-        name in told and sources.load_card(f"data/datasets/{name}.yaml").licence in told for name in archives.RECIPES
+        name in told and sources.load_card(f"data/datasets/{name}.yaml").licence in told for name in recipes.RECIPES
     )
 
 
-@pytest.mark.parametrize("name", archives.RECIPES)
+@pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_has_a_card_and_links_that_may_be_fetched(name):
     card = sources.load_card(f"data/datasets/{name}.yaml")
     assert card.name == name and card.get.startswith(f"python tools/acquire.py {name}")
-    for piece in archives.RECIPES[name].pieces:
+    for piece in recipes.RECIPES[name].pieces:
         assert piece.page.startswith("https://") and (piece.url or "https://").startswith("https://")
         assert piece.sha256 is None or len(bytes.fromhex(piece.sha256)) == 32

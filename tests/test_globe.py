@@ -10,11 +10,12 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbutils import ROOT, cards, globe, globe_product, globe_sensor, legend, simulate, sources
-from nbutils.globe import BIOMES, IDS, SURFACES, Land
-from nbutils.globe_biomes import build_land
-from nbutils.globe_sensor import BANDS, CLOUD, SEASONS, SHADOW
+from nbutils import ROOT, cards, legend, simulate, sources
 from nbutils.legend import VOID
+from nbutils.worlds import globe, globe_product, globe_sensor
+from nbutils.worlds.globe import BIOMES, IDS, SURFACES, Land
+from nbutils.worlds.globe_biomes import build_land
+from nbutils.worlds.globe_sensor import BANDS, CLOUD, SEASONS, SHADOW
 
 SIZE = 96
 SMALL = {"seed": 3, "pretrain": 2, "finetune": 1, "validation": 1, "test": 1, "size_px": 66, "generator": "globe"}

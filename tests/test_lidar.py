@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from scipy import ndimage
 
-from nbutils import ROOT, cells, ground, lidar
+from nbutils import ROOT
 from nbutils.files import SourceError
-from nbutils.lidar import BACKGROUND, BUILDING, ROAD, TREE, LidarRules, apply_rules, from_lidar, measure
-from nbutils.points import Points, concatenate, read_points
+from nbutils.lidar import cells, classify, ground
+from nbutils.lidar.classify import BACKGROUND, BUILDING, ROAD, TREE, LidarRules, apply_rules, from_lidar, measure
+from nbutils.lidar.points import Points, concatenate, read_points
 
 ZURICH = ROOT / "../shared/data/zurich"
 US_FOOT = 1200 / 3937
@@ -256,7 +257,7 @@ def test_labels_do_not_depend_on(town, labels, what, monkeypatch):
         other = dataclasses.replace(town, intensity=town.intensity * np.uint16(3))
     elif what == "parts":
         monkeypatch.setattr(cells, "CHUNK", 777)
-        monkeypatch.setattr(lidar, "CHUNK", 501)
+        monkeypatch.setattr(classify, "CHUNK", 501)
         other = town
     elif what == "far points":
         away = dataclasses.replace(town, x=town.x + 400, z=town.z + 50)

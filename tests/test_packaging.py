@@ -1,8 +1,10 @@
 """Packages are named once, the tested set satisfies them, and tracked files name nobody's machine."""
 
+import ast
 import re
 import subprocess
 import tomllib
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -34,7 +36,7 @@ def constraints() -> dict[str, str]:
 
 def imported(folder: str) -> set[str]:
     """Top-level modules that the Python files and notebooks of a folder import."""
-    texts = [path.read_text() for path in (ROOT / folder).glob("*.py")]
+    texts = [path.read_text() for path in (ROOT / folder).rglob("*.py")]
     for path in (ROOT / folder).glob("*.ipynb"):
         texts += [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     return set(re.findall(r"^\s*(?:from|import) (\w+)", "\n".join(texts), re.MULTILINE))
@@ -117,8 +119,29 @@ def test_the_readme_opens_with_a_described_figure_the_commands_and_every_noteboo
 
 def test_rooms_in_the_readme_are_the_files_of_the_package():
     section = (ROOT / "README.md").read_text().split("## The rooms of nbutils")[1].split("\n## ")[0]
-    rooms = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
-    assert sorted(rooms) == sorted(p.stem for p in (ROOT / "nbutils").glob("*.py") if p.stem != "__init__")
+    rooms = re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE)
+    files = [p.relative_to(ROOT / "nbutils").with_suffix("") for p in (ROOT / "nbutils").rglob("*.py")]
+    assert sorted(rooms) == sorted(".".join(p.parts) for p in files if p.name != "__init__")
+
+
+def test_rooms_import_only_from_rooms_further_up_in_the_readme():
+    section = (ROOT / "README.md").read_text().split("## The rooms of nbutils")[1].split("\n## ")[0]
+    order = [f"nbutils.{room}" for room in re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE)]
+    uses = {room: _rooms_imported(ROOT / f"{room.replace('.', '/')}.py", order) for room in order}
+    list(TopologicalSorter(uses).static_order())  # raises where rooms import in a circle
+    folder = lambda room: room.rpartition(".")[0]  # noqa: E731 a folder of rooms belongs below the room that opens it
+    up = [
+        (a, b) for a, used in uses.items() for b in used if folder(a) == folder(b) and order.index(b) > order.index(a)
+    ]
+    assert not up
+
+
+def _rooms_imported(path: Path, rooms: list[str]) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found & set(rooms)
 
 
 def test_cards_in_the_documents_are_valid(tmp_path):

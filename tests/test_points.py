@@ -14,9 +14,9 @@ from damage import damaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbutils import points as room
 from nbutils.files import SourceError
-from nbutils.points import Points, iter_points, read_crs, read_points
+from nbutils.lidar import points as room
+from nbutils.lidar.points import Points, iter_points, read_crs, read_points
 
 TOWN = clouds.town(density=2)
 FIELDS = ("x", "y", "z", "intensity", "return_number", "number_of_returns", "classification")

@@ -19,9 +19,10 @@ import shapely
 from affine import Affine
 from rasterio.features import rasterize
 
-from nbutils import ROOT, cards, city, files, labelling, legend, simulate
-from nbutils.canvas import BUILDING, MARGIN_M, ROAD, STEP_M, WATER, Canvas, Streets, smooth_noise
-from nbutils.points import read_points
+from nbutils import ROOT, cards, files, labelling, legend, simulate
+from nbutils.lidar.points import read_points
+from nbutils.worlds import city
+from nbutils.worlds.canvas import BUILDING, MARGIN_M, ROAD, STEP_M, WATER, Canvas, Streets, smooth_noise
 
 SMALL = {"seed": 5, "pretrain": 2, "finetune": 1, "validation": 1, "test": 1, "size_px": 128}
 NAMES = ["pretrain-00", "pretrain-01", "finetune-00", "validation-00", "test-00"]
@@ -188,7 +189,7 @@ def test_no_wing_of_a_building_reaches_far_onto_a_street():
 def test_shadows_fall_away_from_the_sun():
     canvas = Canvas(64)
     canvas.top[60:70, 60:70] = 20
-    from nbutils import sensors
+    from nbutils.worlds import sensors
 
     light = sensors._sunlight(canvas, (180.0, 45.0), np.random.default_rng(0))
     north, south = light[30:55, 62:68].mean(), light[75:100, 62:68].mean()
@@ -196,7 +197,7 @@ def test_shadows_fall_away_from_the_sun():
 
 
 def test_lidar_of_a_plane_is_the_plane():
-    from nbutils import sensors
+    from nbutils.worlds import sensors
 
     canvas = Canvas(64)
     canvas.terrain += 7.0

@@ -12,7 +12,8 @@ import pytest
 from loopback import geotiff, zipped
 from rasterio.transform import from_origin
 
-from nbutils import archives, labelling, legend, sources, ssl4eo
+from nbutils import labelling, legend, sources
+from nbutils.archives import recipes, ssl4eo
 from nbutils.files import SourceError
 from nbutils.legend import VOID
 
@@ -78,18 +79,18 @@ def noldo(tmp_path, target):
 def test_ssl4eo_and_the_set_to_fine_tune_on(server, tmp_path, monkeypatch, target, labels):
     truth, parts = noldo(tmp_path, target)
     name = f"ssl4eo_{target}"
-    pieces = tuple(archives.Piece(f"images-0{n + 1}", f"{server.url}/s2.part{n}", "-",
+    pieces = tuple(recipes.Piece(f"images-0{n + 1}", f"{server.url}/s2.part{n}", "-",
                                   sha256=hashlib.sha256(path.read_bytes()).hexdigest())
                    for n, path in enumerate(parts))  # fmt: skip
     server.files |= {f"/s2.part{n}": path.read_bytes() for n, path in enumerate(parts)}
-    recipe = archives.RECIPES[name]
+    recipe = recipes.RECIPES[name]
     own = [piece for piece in recipe.pieces if not piece.name.startswith("images")]
-    monkeypatch.setitem(archives.RECIPES, name, replace(recipe, pieces=(*own, *pieces)))
+    monkeypatch.setitem(recipes.RECIPES, name, replace(recipe, pieces=(*own, *pieces)))
     files = {"nol": str(tmp_path / "nol.zip"), target: str(tmp_path / f"{target}.zip")}
     root = tmp_path / "root"
-    plan = archives.make_plan(name, archives.Wish(files=files), root)
+    plan = recipes.make_plan(name, recipes.Wish(files=files), root)
     assert plan.sizes["images-01"] == parts[0].stat().st_size and "images-02" not in plan.sizes
-    card, _ = archives.acquire(plan)
+    card, _ = recipes.acquire(plan)
     dataset = sources.read_dataset(card)
     some = set(dataset.scenes("pretrain"))
     assert 0 < len(some) < 12 and all(s in truth for s in some)  # one part holds the first places only
@@ -110,7 +111,7 @@ def test_ssl4eo_and_the_set_to_fine_tune_on(server, tmp_path, monkeypatch, targe
                 assert (exact[inside] == raw[inside] - 1).all() and (exact[~inside] == VOID).all()
     assert max(dataset.scenes("finetune")) < min(dataset.scenes("validation")) or target != "dfc2020"
     before = {p: p.stat().st_mtime_ns for p in (root / "scenes").glob("*/*")}
-    archives.acquire(archives.make_plan(name, archives.Wish(files=files, parts=2), root))
+    recipes.acquire(recipes.make_plan(name, recipes.Wish(files=files, parts=2), root))
     assert len(sources.read_dataset(card).scenes("pretrain")) == 12  # the next part adds to what is there
     assert all(p.stat().st_mtime_ns == then for p, then in before.items())
     outside = {p.relative_to(tmp_path).parts[0] for p in tmp_path.rglob("*")}
@@ -118,15 +119,15 @@ def test_ssl4eo_and_the_set_to_fine_tune_on(server, tmp_path, monkeypatch, targe
     server.files["/s2.part0"] = b"something else"
     shutil.rmtree(root)
     with pytest.raises(SourceError, match="s2.part0: SHA-256 is"):
-        archives.acquire(archives.make_plan(name, archives.Wish(files=files), root))
+        recipes.acquire(recipes.make_plan(name, recipes.Wish(files=files), root))
     assert not list((root / "scenes").iterdir())
 
 
 def test_what_the_archives_do_not_hold_is_told(tmp_path):
     with pytest.raises(sources.DataMissing, match="ieee-dataport.org.*dfc2020=PATH"):
-        archives.make_plan("ssl4eo_dfc2020", archives.Wish(files={"nol": __file__, "images": str(tmp_path)}))
+        recipes.make_plan("ssl4eo_dfc2020", recipes.Wish(files={"nol": __file__, "images": str(tmp_path)}))
     with pytest.raises(sources.DataMissing, match="nol: .*none.zip is not there"):
-        archives.make_plan("ssl4eo_dw", archives.Wish(files={"nol": str(tmp_path / "none.zip")}))
+        recipes.make_plan("ssl4eo_dw", recipes.Wish(files={"nol": str(tmp_path / "none.zip")}))
     (tmp_path / "empty.zip").write_bytes(zipped({"readme.tif": b""}))
     with pytest.raises(SourceError, match="empty.zip: holds 0 training and 0 test images"):
         next(ssl4eo.tuning(tmp_path / "empty.zip", "dw9"))

@@ -406,16 +406,22 @@ def test_a_card_brings_its_own_legend_and_mapping(card, tmp_path):
 @cache
 def imported(room: str) -> set[str]:
     """Names of the rooms a room imports, directly or not."""
-    names, folder = set(), Path(files.__file__).parent
-    for node in ast.walk(ast.parse((folder / f"{room}.py").read_text())):
+    names = set()
+    for node in ast.walk(ast.parse(module_file(room).read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "nbutils":
-            names |= {node.module.split(".")[1]} if "." in node.module else {alias.name for alias in node.names}
-    return names.union(*(imported(name) for name in names if (folder / f"{name}.py").exists()))
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name for name in inside if module_file(name).exists()} or {node.module}
+    return names.union(*map(imported, names))
+
+
+def module_file(name: str) -> Path:
+    return Path(files.__file__).parents[1] / f"{name.replace('.', '/')}.py"
 
 
 def test_whatever_makes_a_patch_is_part_of_its_recipe():
-    listed = {room.__name__.split(".")[1] for room in windows.MAKERS}
-    assert imported("windows") - listed == {"ROOT", "remote"}, "what is far away is not cut"
+    listed = {room.__name__ for room in windows.MAKERS}
+    needed = imported("nbutils.windows") - {"nbutils"}
+    assert needed - listed == {"nbutils.remote"}, "what is far away is not cut"
 
 
 # --- maps as noisy sources

@@ -13,7 +13,8 @@ import argparse
 import sys
 from collections.abc import Mapping
 
-from nbutils import ROOT, archives, sources
+from nbutils import ROOT, sources
+from nbutils.archives import recipes
 
 
 def in_bytes(size: int | None) -> str:
@@ -27,11 +28,11 @@ def in_bytes(size: int | None) -> str:
     raise AssertionError
 
 
-def describe(plan: archives.Plan) -> str:
+def describe(plan: recipes.Plan) -> str:
     """What is fetched, how large, under which terms, and where it goes."""
     card = sources.load_card(ROOT / "data/datasets" / f"{plan.name}.yaml")
     lines = [card.title, f"licence  : {card.licence}", f"credit   : {card.attribution}"]
-    for piece in archives.RECIPES[plan.name].pieces:
+    for piece in recipes.RECIPES[plan.name].pieces:
         if piece.name in plan.sizes:
             lines.append(f"see      : {piece.page} ({piece.name}{'' if piece.sha256 else ', no checksum is known'})")
     lines += [f"fetches  : {name}: {in_bytes(size)}" for name, size in plan.sizes.items()]
@@ -46,18 +47,18 @@ def describe(plan: archives.Plan) -> str:
 
 def list_archives() -> str:
     """One line on every recipe."""
-    cards = {name: sources.load_card(ROOT / "data/datasets" / f"{name}.yaml") for name in archives.RECIPES}
+    cards = {name: sources.load_card(ROOT / "data/datasets" / f"{name}.yaml") for name in recipes.RECIPES}
     return "\n".join(f"{name:15} {card.title}\n{'':15} {card.licence}" for name, card in cards.items())
 
 
-def wished(options: argparse.Namespace) -> archives.Wish:
+def wished(options: argparse.Namespace) -> recipes.Wish:
     """The options as a wish; ValueError where a file is not NAME=PATH."""
     if wrong := [text for text in options.file if "=" not in text]:
         raise ValueError(f"--file takes NAME=PATH, got {wrong[0]!r}")
     files: Mapping[str, str] = dict(text.split("=", 1) for text in options.file)
     given = {"bbox": options.bbox and tuple(options.bbox), "api": options.api, "year": options.year,
              "scene_px": options.scene_px, "most": options.most, "parts": options.parts, "files": files}  # fmt: skip
-    return archives.Wish(**{key: value for key, value in given.items() if value is not None})
+    return recipes.Wish(**{key: value for key, value in given.items() if value is not None})
 
 
 def agreed(options: argparse.Namespace) -> bool:
@@ -73,7 +74,7 @@ def agreed(options: argparse.Namespace) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """Plan, tell, ask, fetch; returns the exit status."""
     parser = argparse.ArgumentParser(description="Acquire a public archive as a data set with a card.")
-    parser.add_argument("name", nargs="?", help=f"one of {', '.join(archives.RECIPES)}")
+    parser.add_argument("name", nargs="?", help=f"one of {', '.join(recipes.RECIPES)}")
     parser.add_argument("--list", action="store_true", help="say which archives there are")
     parser.add_argument("--bbox", nargs=4, type=float, metavar=("W", "S", "E", "N"), help="area in degrees")
     parser.add_argument("--api", metavar="URL", help="STAC API (default: the Planetary Computer)")
@@ -90,11 +91,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(list_archives())
         return 0 if options.list else 2
     try:
-        plan = archives.make_plan(options.name, wished(options), options.root)
+        plan = recipes.make_plan(options.name, wished(options), options.root)
         print(describe(plan))
         if not agreed(options):
             return 3
-        card, left_out = archives.acquire(plan, lambda line: print(line, flush=True))
+        card, left_out = recipes.acquire(plan, lambda line: print(line, flush=True))
     except (ValueError, sources.DataMissing) as error:
         print(error, file=sys.stderr)
         return 1 if isinstance(error, sources.SourceError) else 2

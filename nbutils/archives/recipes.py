@@ -28,9 +28,10 @@ from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.warp import transform_bounds
 
-from nbutils import ROOT, legend, remote, ssl4eo
+from nbutils import ROOT, legend, remote
+from nbutils.archives import ssl4eo
+from nbutils.archives.clips import copy_points, copy_window, mosaic, open_packed, read_window, write_image
 from nbutils.cards import DataMissing, few, load_card
-from nbutils.clips import copy_points, copy_window, mosaic, open_packed, read_window, write_image
 from nbutils.files import SourceError, write_mask
 from nbutils.sources import read_dataset
 

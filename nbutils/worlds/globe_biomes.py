@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from nbutils.globe import BIOMES, CELL_M, Land, distance, farm, forest, quarry, river, road, settle
+from nbutils.worlds.globe import BIOMES, CELL_M, Land, distance, farm, forest, quarry, river, road, settle
 
 _CROPS = {"winter cereal": 0.30, "maize": 0.17, "rapeseed": 0.11, "root crop": 0.08, "ley": 0.07, "fallow": 0.03}
 

@@ -24,7 +24,8 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from scipy import ndimage
 
-from nbutils.cells import (
+from nbutils.legend import VOID
+from nbutils.lidar.cells import (
     Returns,
     Source,
     Work,
@@ -40,9 +41,8 @@ from nbutils.cells import (
     spread,
     to_blocks,
 )  # fmt: skip
-from nbutils.ground import find_ground
-from nbutils.legend import VOID
-from nbutils.points import CHUNK, Points
+from nbutils.lidar.ground import find_ground
+from nbutils.lidar.points import CHUNK, Points
 
 BACKGROUND, TREE, BUILDING, ROAD = range(4)  # the order of the legend `autogeo4`
 Image = xr.DataArray | tuple[NDArray, Sequence[str]]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nbutils.canvas import GRASS, PAVED, SOIL, STEP_M, WATER, Canvas, Streets, smooth_noise
+from nbutils.worlds.canvas import GRASS, PAVED, SOIL, STEP_M, WATER, Canvas, Streets, smooth_noise
 
 Block = tuple[float, float, float, float]
 # Reflectance of near infrared, red, green, blue. Roofs deliberately share their colours with roads, pavement and soil.

@@ -21,7 +21,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 
 from nbutils import legend
-from nbutils.clips import write_image
+from nbutils.archives.clips import write_image
 from nbutils.files import SourceError, write_mask
 from nbutils.legend import Legend
 

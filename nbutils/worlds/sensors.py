@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from nbutils.canvas import CANOPY_M, GRASS, MARGIN_M, STEP_M, TREE, WATER, Canvas, smooth_noise
-from nbutils.points import Points
+from nbutils.lidar.points import Points
+from nbutils.worlds.canvas import CANOPY_M, GRASS, MARGIN_M, STEP_M, TREE, WATER, Canvas, smooth_noise
 
 _SKY = np.array((0.16, 0.21, 0.26, 0.33), np.float32)  # diffuse light relative to the sun, bluer than it
 _RIM = int(MARGIN_M / STEP_M)  # cells of margin

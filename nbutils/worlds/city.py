@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from nbutils.blocks import FILLERS, Block, Plan
-from nbutils.canvas import GRASS, MARGIN_M, PAVED, RAIL, ROAD, WATER, Canvas, Streets, ribbon, smooth_noise
+from nbutils.worlds.blocks import FILLERS, Block, Plan
+from nbutils.worlds.canvas import GRASS, MARGIN_M, PAVED, RAIL, ROAD, WATER, Canvas, Streets, ribbon, smooth_noise
 
 STYLES = ("suburb", "rows", "centre", "industry", "campus")
 _MIX = {  # how often each kind of block, in the order of FILLERS, occurs in a scene of each style

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from nbutils.globe import BIOMES, CELL_M, IDS, SURFACES, Field, Land, fractal, read_table
+from nbutils.worlds.globe import BIOMES, CELL_M, IDS, SURFACES, Field, Land, fractal, read_table
 
 BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 SUPPORT_M = (60, 10, 10, 10, 20, 20, 20, 10, 20, 60, 60, 20, 20)

@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from nbutils.cells import box, in_blocks, opened, spread, window
+from nbutils.lidar.cells import box, in_blocks, opened, spread, window
 
 _TESTED_M = 10.0  # what fits a smaller window is an object in any case: losing a knoll of that size loses nothing
 _EDGE_TO_SIDE = 1.5  # least length of an object's edges to the side of a square of its area
@@ -23,7 +23,7 @@ _PIT_DEPTH_M, _PIT_REACH_M = 2.5, 5.0  # and so is what lies so far below everyt
 
 
 class Rules(Protocol):
-    """The thresholds of `nbutils.lidar.LidarRules` that concern the ground."""
+    """The thresholds of `nbutils.lidar.classify.LidarRules` that concern the ground."""
 
     windows_m: tuple[float, ...]
     step_m: float

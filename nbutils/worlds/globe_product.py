@@ -25,9 +25,9 @@ from rasterio.features import sieve
 from scipy import ndimage, special
 
 from nbutils import legend
-from nbutils.globe import BIOMES, SURFACES, Land, names, to_pixels
-from nbutils.globe_biomes import build_land
-from nbutils.globe_sensor import CLOUD, SEASONS, SHADOW, Shot, canvas_cells, observe, survey
+from nbutils.worlds.globe import BIOMES, SURFACES, Land, names, to_pixels
+from nbutils.worlds.globe_biomes import build_land
+from nbutils.worlds.globe_sensor import CLOUD, SEASONS, SHADOW, Shot, canvas_cells, observe, survey
 
 UNIT_PX = 14  # minimum mapping unit, pixels
 SIGHT_PX = 1.7  # how far around itself a pixel is seen, standard deviation

@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from nbutils.cards import few
 from nbutils.files import SourceError
-from nbutils.points import CHUNK, Points, iter_points, read_crs
+from nbutils.lidar.points import CHUNK, Points, iter_points, read_crs
 
 Source = Points | str | Path | Iterable[str | Path]
 _CODE_GROUND, _CODES_NOISE = 2, (7, 18)  # class codes of the ASPRS; no other is looked at

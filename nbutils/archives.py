@@ -169,12 +169,15 @@ def make_plan(name: str, wish: Wish | None = None, root: str | Path | None = Non
     return Plan(name, root, wish, scenes, left_out, sizes)
 
 
-def acquire(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> tuple[Path, tuple[str, ...]]:
+def acquire(plan: Plan, tell: Callable[[str], None] = lambda line: None,
+            progress: Callable[[str, int, int | None], None] = lambda name, done, size: None,
+            ) -> tuple[Path, tuple[str, ...]]:  # fmt: skip
     """Fetch what is planned, going on where an earlier call stopped.
 
     Args:
         plan: From `make_plan`.
         tell: Called with a line on every file and scene.
+        progress: Called while a file is fetched: its name, the bytes there so far, its size if it is known.
 
     Returns:
         The card, and what was left out with the reason, a line each.
@@ -195,7 +198,8 @@ def acquire(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> tupl
         tell(f"{piece.name}: {remote.plain(given)}")
         files[piece.name] = Path(given).expanduser()
         if remote.is_remote(given):
-            files[piece.name] = remote.download(given, root / "downloads" / piece.name, sha256=piece.sha256)
+            where, seen = root / "downloads" / piece.name, partial(progress, piece.name)
+            files[piece.name] = remote.download(given, where, sha256=piece.sha256, progress=seen)
     source = _stac_scenes(plan, files) if plan.scenes else _published_scenes(plan, files)
     for number, (name, build) in enumerate(source, 1):
         if (root / "scenes" / name).is_dir():

@@ -16,6 +16,7 @@ import geopandas
 import numpy as np
 import pandas as pd
 import pyproj
+import pystac
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from rasterio.features import rasterize
 from rasterio.windows import Window
 
 from nbutils import legend as legends
-from nbutils import majority
+from nbutils import majority, remote
 from nbutils.cards import few
 from nbutils.files import SourceError
 from nbutils.legend import VOID, Legend
@@ -54,6 +55,7 @@ def _legend(legend: Legend | str) -> Legend:
     return legends.get(legend) if isinstance(legend, str) else legend
 
 
+Product = Place | pystac.Asset | pystac.Item | tuple[NDArray, GeoBox]
 Block = tuple[slice, slice]  # rows and columns of the grid
 ClassIds = Callable[[Window], NDArray[np.uint8]]
 
@@ -147,7 +149,7 @@ class _Product:
 
 
 @contextmanager
-def _open(product: Place | tuple[NDArray, GeoBox], grid: GeoBox) -> Iterator[_Product]:
+def _open(product: Product, grid: GeoBox, asset: str) -> Iterator[_Product]:
     """Open a raster of one band with a CRS and a grid."""
     if isinstance(product, tuple):
         codes, own = product
@@ -155,29 +157,33 @@ def _open(product: Place | tuple[NDArray, GeoBox], grid: GeoBox) -> Iterator[_Pr
             raise ValueError(f"codes are {codes.shape} but their grid is {tuple(own.shape)} (rows, columns)")
         yield _Product("the codes given", grid, crs_of(own), own.transform, codes.shape, lambda w: codes[w.toslices()])
         return
-    with reading(product), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an error below
-        data = rasterio.open(product)
-    with data:
-        with reading(product):
-            roles = zip(data.indexes, data.colorinterp, strict=True)
-            bands = [band for band, role in roles if role != ColorInterp.alpha]
-            if len(bands) != 1:
-                raise SourceError(f"{product}: has {len(bands)} bands, a map of classes has one; extract that")
-            if data.crs is None or data.transform.is_identity or not abs(data.transform.determinant) > 0:
-                raise SourceError(f"{product}: has no CRS or no grid ({data.crs}, {data.transform[:6]}); write them "
-                                  "into it, for instance by gdal_edit.py -a_srs EPSG:... -a_ullr ...")  # fmt: skip
-            crs = pyproj.CRS.from_wkt(data.crs.to_wkt())
+    href = remote.href_of(product, asset)
+    name = remote.plain(href) if remote.is_remote(href) else href
+
+    def open_it(data: rasterio.DatasetReader) -> tuple[int, pyproj.CRS, Affine, tuple[int, int]]:
+        roles = zip(data.indexes, data.colorinterp, strict=True)
+        bands = [band for band, role in roles if role != ColorInterp.alpha]
+        if len(bands) != 1:
+            raise SourceError(f"{name}: has {len(bands)} bands, a map of classes has one; extract that")
+        if data.crs is None or data.transform.is_identity or not abs(data.transform.determinant) > 0:
+            raise SourceError(f"{name}: has no CRS or no grid ({data.crs}, {data.transform[:6]}); write them "
+                              "into it, for instance by gdal_edit.py -a_srs EPSG:... -a_ullr ...")  # fmt: skip
+        return bands[0], pyproj.CRS.from_wkt(data.crs.to_wkt()), data.transform, data.shape
+
+    with remote.opened(href) as ask:
 
         def read(window: Window) -> NDArray:
-            with reading(product):
-                return data.read(bands[0], window=window, masked=True)
+            with reading(name):
+                return ask(lambda data: data.read(band, window=window, masked=True))
 
-        yield _Product(str(product), grid, crs, data.transform, data.shape, read)
+        with reading(name), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an error above
+            band, crs, transform, shape = ask(open_it)
+        yield _Product(name, grid, crs, transform, shape, read)
 
 
 def from_product(
-    product: Place | tuple[NDArray, GeoBox],
+    product: Product,
     grid: GeoBox,
     *,
     source: Legend | str,
@@ -185,6 +191,7 @@ def from_product(
     mapping: Mapping[str, str | None] | None = None,
     method: Literal["nearest", "majority"] = "nearest",
     void: Sequence[int] = (),
+    asset: str = "",
 ) -> NDArray[np.uint8]:
     """Lay a coded raster (WorldCover, Esri, Dynamic World, ...) on a grid.
 
@@ -193,14 +200,15 @@ def from_product(
     centre wins. Where the product is as coarse as the grid or coarser, both methods are the same.
 
     Args:
-        product: File or address GDAL opens (one band of codes, integer or float, palette or not), or codes (H, W)
-            and their grid.
+        product: File or address GDAL opens (one band of codes, integer or float, palette or not), an asset or item
+            of a STAC catalogue, or codes (H, W) and their grid. Addresses are signed as `remote.resolve` says.
         grid: Grid of the image.
         source: Legend the product is coded in.
         target: Legend wanted.
         mapping: Target class of every source class, None for void; `legend.CROSSWALKS` when left out.
         method: "nearest" takes what lies at the pixel's centre.
         void: Codes that mean "no label", besides the file's own nodata value and mask.
+        asset: Name of the item's asset.
 
     Returns:
         Class ids of `target`, shape (H, W), uint8, 255 where the product says nothing.
@@ -215,7 +223,7 @@ def from_product(
         raise ValueError(f"unknown method {method!r}; classes are resampled by 'nearest' or 'majority'")
     mask, covered = np.full(tuple(grid.shape), VOID, np.uint8), False
     blocks = [tuple(slice(0, n) for n in grid.shape)]
-    with _open(product, grid) as raster:
+    with _open(product, grid, asset) as raster:
 
         def class_ids(window: Window) -> NDArray[np.uint8]:
             return legends.translate(raster.ids(window, source, void), lookup)

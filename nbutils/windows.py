@@ -10,11 +10,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nbutils import cards, cells, files, ground, labelling, legend, lidar, maps, noise, points, sources, vectors
+from nbutils import (
+    cards,
+    cells,
+    files,
+    ground,
+    labelling,
+    legend,
+    lidar,
+    majority,
+    maps,
+    noise,
+    points,
+    sources,
+    vectors,
+)
 from nbutils.legend import VOID
 
 # what is in a patch
-MAKERS = (cards, cells, files, ground, labelling, legend, lidar, maps, noise, points, sources, vectors)
+MAKERS = (cards, cells, files, ground, labelling, legend, lidar, majority, maps, noise, points, sources, vectors)
 
 
 class Ground(ExitStack):

@@ -11,7 +11,10 @@ Exit status: 0 done, 1 the archive could not be had or read, 2 wrong input, 3 no
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from tqdm import tqdm
 
 from nbutils import ROOT, archives, sources
 
@@ -70,6 +73,27 @@ def agreed(options: argparse.Namespace) -> bool:
     return input("fetch this? [y/N] ").strip().lower() in ("y", "yes")
 
 
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar for each file as it is fetched, bytes of earlier runs counted in; nothing where nobody watches."""
+    bar: tqdm | None = None
+
+    def show(name: str, done: int, size: int | None) -> None:
+        nonlocal bar
+        if bar is None or bar.desc != f"{name}: ":
+            if bar is not None:
+                bar.close()
+            bar = tqdm(desc=name, total=size, initial=done, unit="B", unit_scale=True, disable=None, file=sys.stderr)
+        bar.total = size
+        bar.update(done - bar.n)  # backwards where a file is begun again
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Plan, tell, ask, fetch; returns the exit status."""
     parser = argparse.ArgumentParser(description="Acquire a public archive as a data set with a card.")
@@ -94,7 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(describe(plan))
         if not agreed(options):
             return 3
-        card, left_out = archives.acquire(plan, lambda line: print(line, flush=True))
+        with bars() as show:
+            card, left_out = archives.acquire(plan, lambda line: tqdm.write(line, file=sys.stdout), show)
     except (ValueError, sources.DataMissing) as error:
         print(error, file=sys.stderr)
         return 1 if isinstance(error, sources.SourceError) else 2

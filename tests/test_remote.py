@@ -248,7 +248,7 @@ def test_redirects_are_checked_as_well(server, tmp_path):
 @pytest.fixture
 def secure(server, monkeypatch):
     """The server under an https address, of this machine even: what is asked of it there is asked by http inside."""
-    send, address = requests.adapters.HTTPAdapter.send, "https://localhost:1"
+    send, address = requests.adapters.HTTPAdapter.send, "https://localhost"
 
     def inside(adapter, request, **options):
         told, request.url = request.url, request.url.replace(address, server.url)

@@ -22,7 +22,7 @@ from nbutils import ROOT, archives, sources
 def in_bytes(size: int | None) -> str:
     """A size for people: "1.3 GB"."""
     if size is None:
-        return "size not told by the server"
+        return "size not published, and the server does not tell it"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if size < 1000 or unit == "TB":
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -76,21 +76,22 @@ def agreed(options: argparse.Namespace) -> bool:
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int | None], None]]:
     """A bar for each file as it is fetched, bytes of earlier runs counted in; nothing where nobody watches."""
-    bar: tqdm | None = None
+    if not sys.stderr.isatty():
+        yield lambda name, done, size: None
+        return
+    shown: dict[str, tqdm] = {}
 
     def show(name: str, done: int, size: int | None) -> None:
-        nonlocal bar
-        if bar is None or bar.desc != f"{name}: ":
-            if bar is not None:
-                bar.close()
-            bar = tqdm(desc=name, total=size, initial=done, unit="B", unit_scale=True, disable=None, file=sys.stderr)
-        bar.total = size
-        bar.update(done - bar.n)  # backwards where a file is begun again
+        if name not in shown:
+            shown[name] = tqdm(desc=name, total=size, initial=done, unit="B", unit_scale=True, file=sys.stderr)
+        shown[name].update(done - shown[name].n)  # backwards where a file is begun again
+        if done == size:
+            shown[name].close()
 
     try:
         yield show
     finally:
-        if bar is not None:
+        for bar in shown.values():
             bar.close()
 
 
@@ -106,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scene-px", type=int, help="side of a scene in pixels (default: 512)")
     parser.add_argument("--most", type=int, help="scenes at most, of published files for each split")
     parser.add_argument("--parts", type=int, choices=range(1, 13), metavar="1..12",
-                        help="how many parts of SSL4EO-S12's images, 48 GB each (default: 1)")  # fmt: skip
+                        help="how many parts of SSL4EO-S12's images, 48 GB each, the last 26 (default: 1)")  # fmt: skip
     parser.add_argument("--file", action="append", default=[], metavar="NAME=PATH", help="a file or link of your own")
     parser.add_argument("--yes", action="store_true", help="fetch without asking")
     options = parser.parse_args(arguments)

@@ -137,7 +137,8 @@ def gdal_options() -> dict[str, str]:
 def located(href: str, *, renew: bool = False) -> str:
     """Return what GDAL is to open: like `resolve`, and where an address leads in the end.
 
-    GDAL follows redirects to http and ftp and has no option against it, so they are followed here, each checked.
+    GDAL follows redirects to http and ftp and has no option against it, so they are followed here, each checked. A
+    server that begins to redirect only after this is not noticed.
 
     Raises:
         SourceError: as `resolve`, or the server does not answer, refuses, or redirects to what is not https.

@@ -197,7 +197,8 @@ def from_product(
 
     Only the part under the grid is read. A majority is one of area among the classes of the *target* legend, counted
     at 10 x 10 points of a pixel or more, each where it belongs to a thousandth of a product pixel; a pixel more than
-    half unknown is void; of equal areas the one at the pixel's centre wins. Where the product is as coarse as the grid or coarser, both methods are the same.
+    half unknown is void; of equal areas the one at the pixel's centre wins. Where the product is as coarse as the
+    grid or coarser, both methods are the same.
 
     Args:
         product: File or address GDAL opens (one band of codes, integer or float, palette or not), an asset or item

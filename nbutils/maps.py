@@ -16,6 +16,7 @@ import geopandas
 import numpy as np
 import pandas as pd
 import pyproj
+import pystac
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
@@ -26,9 +27,11 @@ from rasterio.features import rasterize
 from rasterio.windows import Window
 
 from nbutils import legend as legends
+from nbutils import majority, remote
 from nbutils.cards import few
 from nbutils.files import SourceError
 from nbutils.legend import VOID, Legend
+from nbutils.majority import EDGE
 from nbutils.vectors import (
     MOST_WIDTH_M,
     Place,
@@ -44,11 +47,17 @@ from nbutils.vectors import (
 
 MOST_SAMPLES, MOST_PIXELS = 1 << 21, 1 << 24  # points of the grid and pixels of the product held at once
 SAMPLES, MOST_STEPS = 10, 256  # points along each side of a grid pixel, at least and at most, that count its area
-EDGE = 1e-6  # share of a product pixel by which a point on an edge is pushed into the next column and row
+CONTROL_PX, CONTROL_ERROR = 16, 1e-3  # corners followed exactly are so far apart; error allowed, in product pixels
+CHUNK = 1 << 14  # pixels whose points are counted at once: what they need stays in the processor's cache
 
 
 def _legend(legend: Legend | str) -> Legend:
     return legends.get(legend) if isinstance(legend, str) else legend
+
+
+Product = Place | pystac.Asset | pystac.Item | tuple[NDArray, GeoBox]
+Block = tuple[slice, slice]  # rows and columns of the grid
+ClassIds = Callable[[Window], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -92,31 +101,34 @@ class _Product:
         inside = (columns >= 0) & (columns < self.shape[1]) & (rows >= 0) & (rows < self.shape[0])
         return np.where(inside, columns, 0).astype(np.intp), np.where(inside, rows, 0).astype(np.intp), inside
 
-    def samples(self, block: tuple[slice, slice], area: bool):
-        """`cells` of the points to look at, shape (1 or 1 + points per pixel, h, w), centres first; None if too many.
+    def centres(self, block: Block) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
+        """`cells` of the pixel centres of a block, shape (h, w) each."""
+        rows, columns = (np.arange(part.start, part.stop) + 0.5 for part in block)
+        return self.cells(*self.pixels(*np.meshgrid(columns, rows)))
 
-        Within a pixel of the grid the way from one CRS to the other is taken as bilinear.
+    def corners(self, block: Block) -> NDArray[np.float64]:
+        """`pixels` of the pixel corners of a block, shape (2, h + 1, w + 1).
+
+        The way from one CRS to the other is followed at one corner in `CONTROL_PX` along each side and taken as
+        bilinear between them where every second of these would have told the others to `CONTROL_ERROR` (so that the
+        true error is about a quarter of it); else, and where some place does not exist, it is followed at all.
         """
-        (top, bottom), (left, right) = ((part.start, part.stop) for part in block)
-        size, corners = (bottom - top) * (right - left), None
-        if size > MOST_SAMPLES:
-            return None
-        if area:
-            corners = self.pixels(*np.meshgrid(np.arange(left, right + 1.0), np.arange(top, bottom + 1.0)))
-            lengths = [np.nanmax(np.hypot(*(np.diff(c, axis=a) for c in corners)), initial=0) for a in (0, 1)]
-            if max(lengths) > 1.001:
-                finer = [max(int(np.ceil(length - 0.001)), 1) for length in lengths]
-                steps = [min(n * -(-SAMPLES // n), MOST_STEPS) for n in finer]
-                if size > 1 and size * steps[0] * steps[1] > MOST_SAMPLES:
-                    return None
-                # one point in each of n x m parts, sheared so that no two are in line: an edge seldom meets many
-                i, j = (c.ravel() for c in np.indices(steps))
-                v, u = (i + (j + 0.5) / steps[1]) / steps[0], (j + (i + 0.5) / steps[0]) / steps[1]
-                v, u = (np.concatenate([[0.5], c])[:, None, None] for c in (v, u))
-                return self.cells(*((c[:-1, :-1] * (1 - u) + c[:-1, 1:] * u) * (1 - v)
-                                    + (c[1:, :-1] * (1 - u) + c[1:, 1:] * u) * v for c in corners))  # fmt: skip
-        centres = np.meshgrid(np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5)
-        return self.cells(*(c[None] for c in self.pixels(*centres)))
+        every = [np.arange(part.start, part.stop + 1.0) for part in block]
+        steps = [max(min(CONTROL_PX, len(at) // 2), 1) for at in every]  # at least one between the ends, for the check
+        some = [np.unique([*at[::step], at[-1]]) for at, step in zip(every, steps, strict=True)]
+        few_of_some = [np.unique([*at[::2], at[-1]]) for at in some]
+        known = np.stack(self.pixels(*np.meshgrid(some[1], some[0])))
+        told = known[:, np.isin(some[0], few_of_some[0])][..., np.isin(some[1], few_of_some[1])]
+        if (abs(majority.bilinear(told, few_of_some, some) - known) < CONTROL_ERROR).all():
+            return majority.bilinear(known, some, every)
+        return np.stack(self.pixels(*np.meshgrid(every[1], every[0])))
+
+    def around(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Turn fractional columns and rows round the Earth to where their middle is next to the raster's."""
+        if self.turn and np.isfinite(places[0]).any():
+            middle = (np.nanmin(places[0]) + np.nanmax(places[0])) / 2
+            places[0] -= np.floor((middle - (self.shape[1] - self.turn) / 2) / self.turn) * self.turn
+        return places
 
     def ids(self, window: Window, legend: Legend, void: Sequence[int]) -> NDArray[np.uint8]:
         """Class ids of a window, void where the raster is masked or not a number."""
@@ -137,7 +149,7 @@ class _Product:
 
 
 @contextmanager
-def _open(product: Place | tuple[NDArray, GeoBox], grid: GeoBox) -> Iterator[_Product]:
+def _open(product: Product, grid: GeoBox, asset: str) -> Iterator[_Product]:
     """Open a raster of one band with a CRS and a grid."""
     if isinstance(product, tuple):
         codes, own = product
@@ -145,29 +157,33 @@ def _open(product: Place | tuple[NDArray, GeoBox], grid: GeoBox) -> Iterator[_Pr
             raise ValueError(f"codes are {codes.shape} but their grid is {tuple(own.shape)} (rows, columns)")
         yield _Product("the codes given", grid, crs_of(own), own.transform, codes.shape, lambda w: codes[w.toslices()])
         return
-    with reading(product), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an error below
-        data = rasterio.open(product)
-    with data:
-        with reading(product):
-            roles = zip(data.indexes, data.colorinterp, strict=True)
-            bands = [band for band, role in roles if role != ColorInterp.alpha]
-            if len(bands) != 1:
-                raise SourceError(f"{product}: has {len(bands)} bands, a map of classes has one; extract that")
-            if data.crs is None or data.transform.is_identity or not abs(data.transform.determinant) > 0:
-                raise SourceError(f"{product}: has no CRS or no grid ({data.crs}, {data.transform[:6]}); write them "
-                                  "into it, for instance by gdal_edit.py -a_srs EPSG:... -a_ullr ...")  # fmt: skip
-            crs = pyproj.CRS.from_wkt(data.crs.to_wkt())
+    href = remote.href_of(product, asset)
+    name = remote.plain(href) if remote.is_remote(href) else href
+
+    def open_it(data: rasterio.DatasetReader) -> tuple[int, pyproj.CRS, Affine, tuple[int, int]]:
+        roles = zip(data.indexes, data.colorinterp, strict=True)
+        bands = [band for band, role in roles if role != ColorInterp.alpha]
+        if len(bands) != 1:
+            raise SourceError(f"{name}: has {len(bands)} bands, a map of classes has one; extract that")
+        if data.crs is None or data.transform.is_identity or not abs(data.transform.determinant) > 0:
+            raise SourceError(f"{name}: has no CRS or no grid ({data.crs}, {data.transform[:6]}); write them "
+                              "into it, for instance by gdal_edit.py -a_srs EPSG:... -a_ullr ...")  # fmt: skip
+        return bands[0], pyproj.CRS.from_wkt(data.crs.to_wkt()), data.transform, data.shape
+
+    with remote.opened(href) as ask:
 
         def read(window: Window) -> NDArray:
-            with reading(product):
-                return data.read(bands[0], window=window, masked=True)
+            with reading(name):
+                return ask(lambda data: data.read(band, window=window, masked=True))
 
-        yield _Product(str(product), grid, crs, data.transform, data.shape, read)
+        with reading(name), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an error above
+            band, crs, transform, shape = ask(open_it)
+        yield _Product(name, grid, crs, transform, shape, read)
 
 
 def from_product(
-    product: Place | tuple[NDArray, GeoBox],
+    product: Product,
     grid: GeoBox,
     *,
     source: Legend | str,
@@ -175,22 +191,25 @@ def from_product(
     mapping: Mapping[str, str | None] | None = None,
     method: Literal["nearest", "majority"] = "nearest",
     void: Sequence[int] = (),
+    asset: str = "",
 ) -> NDArray[np.uint8]:
     """Lay a coded raster (WorldCover, Esri, Dynamic World, ...) on a grid.
 
     Only the part under the grid is read. A majority is one of area among the classes of the *target* legend, counted
-    at 10 x 10 points of a pixel or more; a pixel more than half unknown is void; of equal areas the one at the pixel's
-    centre wins. Where the product is as coarse as the grid or coarser, both methods are the same.
+    at 10 x 10 points of a pixel or more, each where it belongs to a thousandth of a product pixel; a pixel more than
+    half unknown is void; of equal areas the one at the pixel's centre wins. Where the product is as coarse as the
+    grid or coarser, both methods are the same.
 
     Args:
-        product: File or address GDAL opens (one band of codes, integer or float, palette or not), or codes (H, W)
-            and their grid.
+        product: File or address GDAL opens (one band of codes, integer or float, palette or not), an asset or item
+            of a STAC catalogue, or codes (H, W) and their grid. Addresses are signed as `remote.resolve` says.
         grid: Grid of the image.
         source: Legend the product is coded in.
         target: Legend wanted.
         mapping: Target class of every source class, None for void; `legend.CROSSWALKS` when left out.
         method: "nearest" takes what lies at the pixel's centre.
         void: Codes that mean "no label", besides the file's own nodata value and mask.
+        asset: Name of the item's asset.
 
     Returns:
         Class ids of `target`, shape (H, W), uint8, 255 where the product says nothing.
@@ -205,34 +224,33 @@ def from_product(
         raise ValueError(f"unknown method {method!r}; classes are resampled by 'nearest' or 'majority'")
     mask, covered = np.full(tuple(grid.shape), VOID, np.uint8), False
     blocks = [tuple(slice(0, n) for n in grid.shape)]
-    with _open(product, grid) as raster:
+    with _open(product, grid, asset) as raster:
+
+        def class_ids(window: Window) -> NDArray[np.uint8]:
+            return legends.translate(raster.ids(window, source, void), lookup)
+
         with reading(raster.name):
             _ = raster.way  # a CRS that is no place on Earth fails here
         while blocks:
             block = blocks.pop()
-            samples = raster.samples(block, method == "majority")
-            window = _window(*samples) if samples else None
-            wide = window and window.width * window.height > MOST_PIXELS and mask[block].size > 1
-            if samples is None or wide:
+            try:
+                found = (_majority if method == "majority" else _nearest)(raster, block, class_ids)
+            except _TooMuch:
                 blocks += _halves(block)
-            elif window:
-                ids = legends.translate(raster.ids(window, source, void), lookup)
-                mask[block], covered = _vote(ids, window, *samples, len(target)), True
+                continue
+            if found is not None:
+                mask[block], covered = found, True
         if not covered:
             own = GeoBox(raster.shape, raster.transform, None).extent.boundingbox
             raise beside(raster.name, own, bounds_of(grid, raster.crs), raster.crs)
     return mask
 
 
-def _window(columns: NDArray, rows: NDArray, inside: NDArray) -> Window | None:
-    """Smallest window of the product that holds the cells inside; None where none is."""
-    if not inside.any():
-        return None
-    left, top = columns.min(where=inside, initial=1 << 40), rows.min(where=inside, initial=1 << 40)
-    return Window(left, top, columns.max() - left + 1, rows.max() - top + 1)  # cells outside are 0
+class _TooMuch(Exception):
+    """A block needs more memory than allowed, or is not in one piece on the product."""
 
 
-def _halves(block: tuple[slice, slice]) -> list[tuple[slice, slice]]:
+def _halves(block: Block) -> list[Block]:
     """Cut a block across its longer side."""
     longer = int(np.argmax([part.stop - part.start for part in block]))
     start, stop = block[longer].start, block[longer].stop
@@ -240,21 +258,81 @@ def _halves(block: tuple[slice, slice]) -> list[tuple[slice, slice]]:
     return [(half, block[1]) if longer == 0 else (block[0], half) for half in halves]
 
 
-def _vote(
-    ids: NDArray[np.uint8], window: Window, columns: NDArray, rows: NDArray, inside: NDArray, classes: int
-) -> NDArray[np.uint8]:
-    """Class ids (h, w) from those of a window at the cells of each pixel: its centre, then points of equal area."""
-    at = np.where(inside, rows - window.row_off, 0), np.where(inside, columns - window.col_off, 0)
-    found = np.where(inside, ids[at], VOID)
-    if len(found) == 1:
-        return found[0]
-    centre, found = found[0], found[1:]
-    size = centre.size
-    slots = np.minimum(found, classes).astype(np.intp).reshape(-1, size) * size + np.arange(size)
-    votes = 2 * np.bincount(slots.ravel(), minlength=(classes + 1) * size).reshape(classes + 1, *centre.shape)
-    unknown = votes[classes] > len(found)
-    votes += np.arange(classes + 1)[:, None, None] == centre
-    return np.where(unknown, VOID, votes[:classes].argmax(0)).astype(np.uint8)
+def _size(block: Block) -> int:
+    return int(np.prod([part.stop - part.start for part in block]))
+
+
+def _nearest(raster: _Product, block: Block, class_ids: ClassIds) -> NDArray[np.uint8] | None:
+    """Class ids (h, w) at the pixel centres of a block; None beside the raster."""
+    if _size(block) > MOST_SAMPLES:
+        raise _TooMuch
+    columns, rows, inside = raster.centres(block)
+    if not inside.any():
+        return None
+    left, top = columns.min(where=inside, initial=1 << 40), rows.min(where=inside, initial=1 << 40)
+    window = Window(left, top, columns.max() - left + 1, rows.max() - top + 1)  # cells outside are 0
+    if window.width * window.height > MOST_PIXELS and _size(block) > 1:
+        raise _TooMuch
+    at = np.where(inside, rows - top, 0), np.where(inside, columns - left, 0)
+    return np.where(inside, class_ids(window)[at], VOID)
+
+
+def _majority(raster: _Product, block: Block, class_ids: ClassIds) -> NDArray[np.uint8] | None:
+    """Class ids (h, w) of the largest area in the pixels of a block; None beside the raster.
+
+    Pixels over cells of one class have that class. In all others points are counted; see `majority.vote`.
+    """
+    one = _size(block) == 1
+    if 8 * _size(block) > MOST_SAMPLES and not one:
+        raise _TooMuch
+    corners = raster.around(raster.corners(block))
+    sides = [np.nanmax(np.hypot(*np.diff(corners, axis=a)), initial=0) for a in (1, 2)]
+    if raster.turn and max(sides) > raster.turn / 2 and not one:
+        raise _TooMuch  # neighbours on both ends of the map
+    if max(sides) <= 1.001:
+        return _nearest(raster, block, class_ids)
+    four = np.stack([corners[:, i : i - 1 or None, j : j - 1 or None] for i in (0, 1) for j in (0, 1)])
+    four = four.reshape(4, 2, -1) + EDGE
+    low, high = np.floor(four.min(0)), np.floor(four.max(0))
+    past = np.inf if raster.turn else 0  # where columns come round again none lies beside
+    there = (high[0] >= -past) & (low[0] < raster.shape[1] + past) & (high[1] >= 0) & (low[1] < raster.shape[0])
+    if not there.any():  # nor where a corner is no place
+        return None
+    four, low, high = four[..., there], low[:, there].astype(np.intp), high[:, there].astype(np.intp)
+    reach = (high - low).max(1) + 1
+    ids = _cells(raster, low.min(1), high.max(1) + 1 + reach, class_ids, one)  # so many follow on every lowest one
+    if ids is None:
+        return None
+    at = low - low.min(1, keepdims=True)
+    base = at[1] * ids.shape[1] + at[0]
+    found = ids.ravel()[base]
+    mixed = np.flatnonzero(majority.mixed(ids, reach[::-1])[at[1], at[0]])
+    finer = [max(int(np.ceil(side - 0.001)), 1) for side in sides]
+    steps = [min(n * -(-SAMPLES // n), MOST_STEPS) for n in finer]
+    for start in range(0, len(mixed), CHUNK):
+        some = mixed[start : start + CHUNK]
+        found[some] = majority.vote(ids, base[some], four[..., some] - low[:, some], steps)
+    mask = np.full(there.shape, VOID, np.uint8)
+    mask[there] = found
+    return mask.reshape([part.stop - part.start for part in block])
+
+
+def _cells(
+    raster: _Product, first: NDArray[np.intp], last: NDArray[np.intp], class_ids: ClassIds, whole: bool
+) -> NDArray[np.uint8] | None:
+    """Class ids of the cells from `first` to before `last` (column, row), void beside the raster; None if all are."""
+    (left, top), (right, bottom), width = first.tolist(), last.tolist(), raster.shape[1]
+    apart = raster.turn and (left < 0 or right > width) and abs(raster.turn - round(raster.turn)) > 1e-3
+    if ((right - left) * (bottom - top) > MOST_PIXELS or apart) and not whole:
+        raise _TooMuch
+    ids, around, known = np.full((bottom - top, right - left), VOID, np.uint8), round(raster.turn), False
+    rows = slice(max(top, 0), min(bottom, raster.shape[0]))
+    for turned in (-around, around, 0) if around else (0,):
+        columns = slice(max(left - turned, 0), min(right - turned, width))
+        if columns.start < columns.stop and rows.start < rows.stop:
+            part = ids[rows.start - top : rows.stop - top, columns.start + turned - left : columns.stop + turned - left]
+            part[...], known = class_ids(Window.from_slices(rows, columns)), True
+    return ids if known else None
 
 
 def from_vector(

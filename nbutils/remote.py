@@ -1,6 +1,7 @@
 """Remote: catalogues searched, links signed, files fetched whole or in ranges, with bounded retries.
 
-Only https leaves this machine; plain http is for servers on the machine itself. Planetary Computer links are signed
+Only https leaves this machine, and what begins with https is never redirected to anything else; plain http is for
+servers on the machine itself, when they are asked for by such an address. Planetary Computer links are signed
 when they are used and anew when the server refuses them, so that a job outlives its signatures. Errors name an address
 without its query, because that is where signatures are.
 """
@@ -13,7 +14,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -25,6 +27,7 @@ from rasterio.errors import RasterioError
 from requests.adapters import HTTPAdapter, Retry
 from requests.exceptions import BaseHTTPError
 
+from nbutils.cards import few
 from nbutils.files import SourceError
 
 PLANETARY_COMPUTER = "https://planetarycomputer.microsoft.com/api/stac/v1"
@@ -33,6 +36,7 @@ ATTEMPTS = 4
 TIMEOUT_S = (10, 60)  # to connect, and between two bytes
 PAUSE_S, PAUSE_MOST_S = 1.0, 30.0  # before the second attempt, doubled for each further one
 PROGRESS_BYTES = 1 << 20  # an attempt that brought so much does not count
+Progress = Callable[[int, int | None], None]  # bytes there so far, bytes of the whole file if the server tells
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -59,7 +63,7 @@ class _Session(requests.Session):
 
     def __init__(self, href: str):
         super().__init__()
-        self.max_redirects, self.local = 5, _is_local(href)
+        self.max_redirects, self.local = 5, urlsplit(href).scheme == "http" and _is_local(href)
         tries = Retry(ATTEMPTS - 1, status_forcelist=_PASSING, allowed_methods=None, backoff_factor=PAUSE_S,
                       backoff_max=PAUSE_MOST_S, respect_retry_after_header=False)  # fmt: skip
         for scheme in ("https://", "http://"):
@@ -108,6 +112,17 @@ def resolve(href: str, *, renew: bool = False) -> str:
         raise SourceError(f"{plain(href)}: cannot be signed: {plain(error)}; try again later") from None
 
 
+def href_of(where: str | Path | pystac.Asset | pystac.Item, asset: str = "") -> str:
+    """Path or address of what may also be an asset, or an item of a STAC catalogue of which `asset` is wanted."""
+    if isinstance(where, pystac.Item):
+        if asset not in where.assets:
+            raise SourceError(f"item {where.id!r} has no asset {asset!r}, only {few(where.assets)}")
+        where = where.assets[asset]
+    if isinstance(where, pystac.Asset):
+        where = where.get_absolute_href() or where.href
+    return str(where).removeprefix("file://")
+
+
 def gdal_options() -> dict[str, str]:
     """Options of `rasterio.Env` for files read over http: time limits, bounded retries, no look for sidecar files."""
     return {
@@ -119,17 +134,52 @@ def gdal_options() -> dict[str, str]:
     }
 
 
+def located(href: str, *, renew: bool = False) -> str:
+    """Return what GDAL is to open: like `resolve`, and where an address leads in the end.
+
+    GDAL follows redirects to http and ftp and has no option against it, so they are followed here, each checked. A
+    server that begins to redirect only after this is not noticed.
+
+    Raises:
+        SourceError: as `resolve`, or the server does not answer, refuses, or redirects to what is not https.
+    """
+    if not is_remote(href):
+        return href
+    with _ask(href, {"Range": "bytes=0-0"}, renew) as answer:
+        return answer.url
+
+
+@contextmanager
+def opened(href: str) -> Iterator[Callable[[Callable[[rasterio.DatasetReader], Any]], Any]]:
+    """Open a raster here or over http when first asked; a refused signature is renewed once for each question.
+
+    Yields:
+        A function that returns `read(dataset)` for the `read` it is given.
+    """
+    name, remedy = (plain(href), "try again later") if is_remote(href) else (href, "fetch or write the file again")
+    with ExitStack() as stack:
+        data: rasterio.DatasetReader | None = None
+
+        def ask(read: Callable[[rasterio.DatasetReader], Any]) -> Any:
+            nonlocal data
+            for renew in (False, True):
+                try:
+                    with rasterio.Env(**(gdal_options() if is_remote(href) else {})):
+                        if data is None or renew:
+                            data = stack.enter_context(rasterio.open(located(href, renew=renew)))
+                        return read(data)
+                except (RasterioError, OSError) as error:
+                    if renew or not needs_signature(href):
+                        told = plain(error.__cause__ or error)
+                        raise SourceError(f"{name}: cannot be read: {told}; {remedy}") from None
+
+        yield ask
+
+
 def read_raster(href: str, read: Callable[[rasterio.DatasetReader], Any]) -> Any:
     """Open a raster here or over http and return `read(dataset)`; a refused signature is renewed once."""
-    for renew in (False, True):
-        try:
-            with rasterio.Env(**(gdal_options() if is_remote(href) else {})):
-                with rasterio.open(resolve(href, renew=renew)) as data:
-                    return read(data)
-        except (RasterioError, OSError) as error:
-            if renew or not needs_signature(href):
-                told = plain(error.__cause__ or error)
-                raise SourceError(f"{plain(href)}: cannot be read: {told}; try again later") from None
+    with opened(href) as ask:
+        return ask(read)
 
 
 def search(
@@ -165,9 +215,9 @@ def search(
     return items
 
 
-def _ask(href: str, headers: dict[str, str]) -> requests.Response:
+def _ask(href: str, headers: dict[str, str], renew: bool = False) -> requests.Response:
     """Get the head of an answer (2xx, or 416: no such range), signing anew once when refused."""
-    for renew in (False, True):
+    for renew in (True,) if renew else (False, True):  # noqa: B020
         try:
             headers = {"Accept-Encoding": "identity"} | headers
             answer = _Session(href).get(resolve(href, renew=renew), headers=headers, timeout=TIMEOUT_S, stream=True)
@@ -178,7 +228,8 @@ def _ask(href: str, headers: dict[str, str]) -> requests.Response:
         answer.close()
         if renew or answer.status_code != 403 or not needs_signature(href):
             break
-    raise SourceError(f"{plain(href)}: the server says {answer.status_code} {answer.reason}; is the address right?")
+    told = f"cannot be read: the server says {answer.status_code} {answer.reason}"
+    raise SourceError(f"{plain(href)}: {told}; check the address and the connection")
 
 
 def size_of(href: str) -> int | None:
@@ -237,7 +288,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fetch(href: str, part: Path, state: Path, max_bytes: int | None) -> str:
+def _fetch(href: str, part: Path, state: Path, max_bytes: int | None, progress: Progress) -> str:
     """Add to `part` what is missing of the file; returns what went wrong, "" when it is whole."""
     kept = json.loads(state.read_text()) if state.is_file() and part.is_file() else {}
     have = part.stat().st_size if kept.get("mark") else 0
@@ -258,12 +309,14 @@ def _fetch(href: str, part: Path, state: Path, max_bytes: int | None) -> str:
         mark = answer.headers.get("Last-Modified", "") if tag.startswith("W/") else tag
         state.write_text(json.dumps({"mark": mark, "from": plain(href)}))
         with open(part, "ab" if have else "wb") as file:
+            progress(have, size)
             try:
                 while chunk := answer.raw.read1(1 << 20):  # all that has come, also before a connection breaks
                     have += len(chunk)
                     if max_bytes is not None and have > max_bytes:
                         raise SourceError(f"{plain(href)}: sends more than the {max_bytes} bytes allowed; stopped")
                     file.write(chunk)
+                    progress(have, size)
             except BaseHTTPError as error:
                 return f"broke off after {have} of {size} bytes ({type(error).__name__})"
             file.flush()
@@ -272,7 +325,7 @@ def _fetch(href: str, part: Path, state: Path, max_bytes: int | None) -> str:
 
 
 def download(href: str, path: str | Path, *, sha256: str | None = None, max_bytes: int | None = None,
-             attempts: int = ATTEMPTS) -> Path:  # fmt: skip
+             attempts: int = ATTEMPTS, progress: Progress = lambda done, size: None) -> Path:  # fmt: skip
     """Fetch a file, going on where an earlier call stopped; `path` is whole or absent.
 
     What has come so far lies in `<path>.part`; `<path>.sha256` keeps the checksum in the form of `sha256sum -c`.
@@ -283,6 +336,7 @@ def download(href: str, path: str | Path, *, sha256: str | None = None, max_byte
         sha256: The checksum that the file must have, hex.
         max_bytes: Larger files are refused.
         attempts: Attempts in a row that bring less than 1 MiB before giving up.
+        progress: Called with the bytes there, those of earlier calls among them, and the size if it is known.
 
     Raises:
         SourceError: larger than allowed or than the disk, wrong checksum, or given up; the last error is told.
@@ -294,7 +348,7 @@ def download(href: str, path: str | Path, *, sha256: str | None = None, max_byte
     if kept and kept == (sha256 or kept).lower() == sha256_of(path):
         return path
     failed, before = 0, part.stat().st_size if part.is_file() else 0
-    while told := _fetch(href, part, state, max_bytes):
+    while told := _fetch(href, part, state, max_bytes, progress):
         have = part.stat().st_size if part.is_file() else 0
         failed, before = (1 if have - before >= PROGRESS_BYTES else failed + 1), have
         if failed >= attempts:

@@ -178,19 +178,11 @@ def open_raster(where: str | Path | pystac.Asset | pystac.Item, asset: str = "")
     Raises:
         SourceError: Missing or damaged file, address that does not answer, item without the asset.
     """
-    if isinstance(where, pystac.Item):
-        if asset not in where.assets:
-            raise SourceError(f"item {where.id!r} has no asset {asset!r}, only {few(where.assets)}")
-        where = where.assets[asset]
-    if isinstance(where, pystac.Asset):
-        where = where.get_absolute_href() or where.href
-    where = str(where).removeprefix("file://")
+    where = remote.href_of(where, asset)
     if not remote.is_remote(where):
         return open_file(where)
-    signed = remote.resolve(where)
-    return Raster(
-        signed, remote.gdal_options(), None if signed == where else partial(remote.resolve, where, renew=True)
-    )
+    renew = partial(remote.located, where, renew=True) if remote.needs_signature(where) else None
+    return Raster(remote.located(where), remote.gdal_options(), renew)
 
 
 _Key = tuple[str | None, str]

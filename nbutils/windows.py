@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nbutils import cards, files, labelling, legend, maps, noise, sources, vectors
+from nbutils import cards, files, labelling, legend, majority, maps, noise, sources, vectors
 from nbutils.legend import VOID
 from nbutils.lidar import cells, classify, ground, points
 
 # what is in a patch
-MAKERS = (cards, cells, classify, files, ground, labelling, legend, maps, noise, points, sources, vectors)
+MAKERS = (cards, cells, classify, files, ground, labelling, legend, majority, maps, noise, points, sources, vectors)
 
 
 class Ground(ExitStack):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 
 import acquire
 import laspy
@@ -141,6 +142,24 @@ def test_new_york_in_one_command(server, city, tmp_path, capsys):
         assert hashlib.sha256((tmp_path / "nyc" / name).read_bytes()).hexdigest() == digest
     assert sorted(p.name for p in (tmp_path / "nyc").iterdir()) == [
         "SHA256SUMS", "downloads", "nyc.yaml", "plan.json", "scenes"]  # fmt: skip
+
+
+def test_a_terminal_shows_how_much_of_a_file_is_there_and_a_log_does_not(server, tmp_path, capsys, monkeypatch):
+    catalogue(server)
+    options = ["nyc", "--bbox", *map(str, degrees(AREA)), "--api", server.api, "--root", str(tmp_path / "nyc"), "--yes",
+               "--scene-px", "32", "--file", f"labels={server.url}/Land_Cover.zip"]  # fmt: skip
+    size = len(server.files["/Land_Cover.zip"])
+    server.faults["/Land_Cover.zip"] = [None, ("cut", size // 2)] + [503] * 20
+    assert acquire.main(options) == 1
+    told = capsys.readouterr().err
+    assert "Land_Cover.zip: " in told and "503" in told and "%" not in told
+    server.faults.clear()
+    monkeypatch.setattr(acquire.sys.stderr, "isatty", lambda: True)
+    assert acquire.main(options) == 0
+    told = capsys.readouterr()
+    shares = [int(share) for share in re.findall(r"labels: +(\d+)%", told.err)]
+    assert shares[0] == 50 and shares[-1] == 100 and shares == sorted(shares)
+    assert "%" not in told.out and told.out.splitlines()[-1].startswith("card ")
 
 
 def stop_after(number):
@@ -373,6 +392,18 @@ def test_wrong_wishes_are_told_before_anything_is_fetched(server, tmp_path, caps
     assert all(
         name in told and sources.load_card(f"data/datasets/{name}.yaml").licence in told for name in recipes.RECIPES
     )
+
+
+def test_a_size_that_the_server_does_not_tell_is_the_published_one_or_said_not_to_be(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(remote, "size_of", lambda href: None)
+    own = tmp_path / "DFC2020.zip"
+    own.write_bytes(bytes(7))
+    assert acquire.main(["ssl4eo_dfc2020", "--file", f"dfc2020={own}", "--parts", "12", "--root", str(tmp_path)]) == 3
+    told = capsys.readouterr().out
+    assert "fetches  : nol: size not published, and the server does not tell it\n" in told
+    assert "fetches  : dfc2020: 7 B\n" in told and "fetches  : images-01: 48.3 GB\n" in told
+    parts = [piece.size for piece in recipes.RECIPES["ssl4eo_dw"].pieces if piece.name.startswith("images")]
+    assert len(parts) == 12 and round(sum(parts) / 1e9) == 557
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -157,6 +157,71 @@ def test_a_product_as_coarse_as_the_grid_is_the_same_by_both_methods():
     assert np.array_equal(*masks) and len(np.unique(masks[0])) > 3
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_majority_differs_from_points_each_projected_on_its_own_in_no_pixel_in_a_thousand(case):
+    """Same points, counted one by one: the worst that is left is a point on an edge where two classes tie."""
+    transform, crs, shape, onto, to = CASES[case]
+    codes = _blobs(np.random.default_rng(5), shape, side=2)
+    grid = GeoBox((60, 80), onto @ Affine.scale(1.9), f"EPSG:{to}")
+    own = GeoBox(shape, transform, f"EPSG:{crs}")
+    mask = maps.from_product((codes, own), grid, **DW, method="majority")
+    raster = maps._Product("", grid, pyproj.CRS(crs), transform, shape, lambda window: codes)
+    sides = [np.nanmax(np.hypot(*np.diff(raster.corners((slice(0, 60), slice(0, 80))), axis=a))) for a in (1, 2)]
+    steps = [(n := int(np.ceil(side - 0.001))) * -(-maps.SAMPLES // n) for side in sides]
+    i, j = (part.ravel() for part in np.indices(steps))
+    v, u = (i + (j + 0.5) / steps[1]) / steps[0], (j + (i + 0.5) / steps[0]) / steps[1]
+    rows, columns = np.mgrid[:60, :80][..., None] + np.stack([v, u])[:, None, None]
+    x, y = (grid.transform.a * columns + grid.transform.b * rows + grid.transform.c,
+            grid.transform.d * columns + grid.transform.e * rows + grid.transform.f)  # fmt: skip
+    x, y = pyproj.Transformer.from_crs(to, crs, always_xy=True).transform(x, y)
+    t = ~transform
+    column, row = (np.floor(c).astype(int) for c in (t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f))
+    inside = (column >= 0) & (row >= 0) & (column < shape[1]) & (row < shape[0])
+    found = np.where(inside, codes[np.where(inside, row, 0), np.where(inside, column, 0)], 9)
+    votes = (found[..., None] == np.arange(10)).sum(2)
+    most = np.where(votes[..., 9] * 2 > len(u), VOID, votes[..., :9].argmax(-1))
+    ties = (votes[..., :9] == votes[..., :9].max(-1, keepdims=True)).sum(-1) > 1
+    assert inside.mean() > 0.3 and ((mask != most) & ~ties).mean() < 1e-3
+
+
+def test_majority_follows_the_way_between_two_systems_at_few_places(monkeypatch):
+    """One corner in 16 along each side, not every point of every pixel."""
+
+    class Counting:
+        def __init__(self, way):
+            self.way, self.count = way, 0
+
+        def transform(self, x, y):
+            self.count += np.size(x)
+            return self.way.transform(x, y)
+
+    transform, crs, shape, onto, to = CASES["degrees to UTM"]
+    counting = Counting(pyproj.Transformer.from_crs(to, crs, always_xy=True))
+    monkeypatch.setattr(maps, "way_between", lambda a, b: counting)
+    grid = GeoBox((320, 320), onto, f"EPSG:{to}")
+    own = GeoBox(shape, transform, f"EPSG:{crs}")
+    maps.from_product((np.zeros(shape, np.uint8), own), grid, **DW, method="majority")
+    assert 0 < counting.count < 320 * 320 / 100
+
+
+@pytest.mark.parametrize(
+    "to, x, y, size", [(3413, -4e6, 4e6, 1.3e5), (3995, -3e6, 3e6, 9e4), (32633, -3e6, 8e6, 1.5e5)]
+)
+def test_majority_where_the_way_bends_is_followed_at_every_corner(to, x, y, size):
+    """Round the pole and across a whole zone's neighbours nothing is bilinear over sixteen pixels."""
+    codes = _blobs(np.random.default_rng(3), (180, 360), side=4)
+    own, grid = (
+        GeoBox(codes.shape, Affine(1, 0, -180, 0, -1, 90), "EPSG:4326"),
+        GeoBox((40, 50), _affine(x, y, size), to),
+    )
+    mask = maps.from_product((codes, own), grid, **DW, method="majority")
+    points = _dense(codes, own.transform, 4326, grid, 16)
+    votes = np.sort((points[..., None] == np.arange(9)).sum(2), -1)
+    best = (points[..., None] == np.arange(9)).sum(2).argmax(-1)
+    clear = (votes[..., -1] - votes[..., -2] > 0.25 * points.shape[-1]) & (votes.sum(-1) == 256)
+    assert clear.mean() > 0.2 and np.array_equal(mask[clear], best[clear])
+
+
 @pytest.mark.parametrize("west", [-180, 0])
 @pytest.mark.parametrize("method", ["nearest", "majority"])
 def test_a_world_map_covers_a_grid_across_the_antimeridian(west, method):

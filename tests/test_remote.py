@@ -10,14 +10,16 @@ import time
 
 import loopback
 import numpy as np
+import pystac
 import pytest
 import rasterio
 import requests
 from hypothesis import given
 from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
 from rasterio.transform import from_origin
 
-from nbutils import remote
+from nbutils import maps, remote, sources
 from nbutils.files import SourceError
 
 
@@ -107,6 +109,23 @@ def test_a_later_call_goes_on_where_an_earlier_one_stopped(server, tmp_path):
     assert target.read_bytes() == data
     last = server.log[-1][2]
     assert last["Range"] == "bytes=50000-" and last["If-Range"].startswith('"')
+
+
+def test_progress_counts_what_was_there_before_and_begins_again_with_the_file(server, tmp_path):
+    href, target, seen = put(server, data := content(100_000)), tmp_path / "a.bin", []
+    server.faults["/a.bin"] = [("cut", 50_000)]
+    with pytest.raises(SourceError):
+        remote.download(href, target, attempts=1, progress=lambda *now: seen.append(now))
+    assert seen[0] == (0, 100_000) and seen[-1] == (50_000, 100_000)
+    seen.clear()
+    remote.download(href, target, progress=lambda *now: seen.append(now))
+    assert seen[0] == (50_000, 100_000) and seen[-1] == (100_000, 100_000) and seen == sorted(seen)
+    seen.clear()
+    remote.download(href, target, progress=lambda *now: seen.append(now))
+    assert not seen, "it is there"
+    server.etag, server.faults["/c.bin"], seen[:] = False, [("cut", 60_000)], []
+    remote.download(put(server, data, "/c.bin"), tmp_path / "c.bin", progress=lambda *now: seen.append(now))
+    assert [done for done, _ in seen].count(0) == 2, "without a tag nothing can be kept"
 
 
 def test_a_killed_process_leaves_what_it_has_and_the_next_goes_on(server, tmp_path):
@@ -226,6 +245,63 @@ def test_redirects_are_checked_as_well(server, tmp_path):
         remote._Session("https://example.org/a").send(inward)
 
 
+@pytest.fixture
+def secure(server, monkeypatch):
+    """The server under an https address, of this machine even: what is asked of it there is asked by http inside."""
+    send, address = requests.adapters.HTTPAdapter.send, "https://localhost"
+
+    def inside(adapter, request, **options):
+        told, request.url = request.url, request.url.replace(address, server.url)
+        answer = send(adapter, request, **options)
+        answer.url = request.url = told
+        return answer
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", inside)
+    return address
+
+
+FARTHER = [
+    "http://127.0.0.1:1/a",
+    "http://localhost/a",
+    "http://192.0.2.1/a",
+    "ftp://localhost/a",
+    "file:" + "///etc/passwd",
+]
+
+
+@pytest.mark.parametrize("to", FARTHER)
+def test_what_begins_with_https_is_never_redirected_to_anything_else(server, secure, tmp_path, to):
+    put(server, b"abc", "/b")
+    server.faults["/b"] = [("to", f"{secure}/b")]
+    assert remote.download(f"{secure}/b", tmp_path / "b").read_bytes() == b"abc"
+    actions = {
+        "download": lambda: remote.download(f"{secure}/b", tmp_path / "c"),
+        "size": lambda: remote.size_of(f"{secure}/b"),
+        "ranges": lambda: remote.open_ranges(f"{secure}/b").read(1),
+        "raster": lambda: remote.read_raster(f"{secure}/b", str),
+        "open_raster": lambda: sources.open_raster(f"{secure}/b"),
+        "search": lambda: remote.search(f"{secure}/b", ["naip"], (0, 0, 1, 1)),
+    }
+    for name, action in actions.items():
+        server.faults["/b"] = [("to", f"{secure}/b"), ("to", to)]  # also behind a redirect that is right
+        with pytest.raises(SourceError, match="only https is fetched"):
+            pytest.fail(f"{name} went to {to}: {action()}")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_raster_is_read_where_its_address_leads_and_gdal_follows_nothing(server, tmp_path):
+    data, pixels = geotiff(tmp_path / "a.tif")
+    put(server, data, "/moved/a.tif")
+    server.faults["/a.tif"] = [("to", f"{server.url}/moved/a.tif")]
+    assert (remote.read_raster(f"{server.url}/a.tif", lambda d: d.read()) == pixels).all()
+    assert len(server.asked("/moved/a.tif")) > 1 and [path for _, path, _ in server.log].count("/a.tif") == 1
+    for to in ("http://192.0.2.1/a.tif?sig=secret", "ftp://127.0.0.1/a.tif"):
+        server.faults["/a.tif"] = [("to", to)]
+        with pytest.raises(SourceError, match="only https") as error:
+            remote.read_raster(f"{server.url}/a.tif", lambda d: d.read())
+        assert "secret" not in str(error.value)
+
+
 @pytest.mark.parametrize("href", ["/data/a.tif", "a b/c.tif", "file:" + "///data/a.tif", "https://example.org/a?key=1"])
 def test_what_needs_no_signature_is_left_as_it_is(href):
     assert remote.resolve(href) == href
@@ -250,6 +326,34 @@ def test_a_raster_read_by_gdal_is_signed_anew_too(signed, tmp_path):
     other = put(signed, data, "/signed/b.tif")
     assert (remote.read_raster(other, lambda d: d.read()) == pixels).all()
     assert {query.split("sig=")[1] for _, query, _ in signed.log} == {"t0", "t1"}
+
+
+def test_a_product_is_signed_retried_and_signed_anew_when_that_expires_during_the_work(signed, monkeypatch):
+    """As Planetary Computer's WorldCover: an address, an asset and an item, read in blocks."""
+    codes = np.random.default_rng(0).integers(0, 9, (1, 512, 512), dtype=np.uint8)
+    transform, crs = from_origin(500_000, 5_000_000, 10, 10), "EPSG:32633"
+    whole = loopback.geotiff(codes, crs, transform, "GTiff", tiled=True, blockxsize=64, blockysize=64)
+    grid = GeoBox((512, 512), transform, crs)
+    monkeypatch.setattr(maps, "MOST_SAMPLES", 1 << 14)
+    item = pystac.Item("wc", None, None, None, {"start_datetime": "2021-01-01", "end_datetime": "2021-12-31"})
+    for number, method in enumerate(("address", "asset", "item")):
+        path, tokens = f"/signed/{method}.tif", [f"a{number}", f"b{number}"]
+        href = put(signed, whole, path) + "?sig=from-the-catalogue"
+        item.add_asset("map", pystac.Asset(href))
+        product = {"address": href, "asset": item.assets["map"], "item": item}[method]
+        signed.token = tokens[0]  # the one that is kept is of the last turn and refused at once
+        signed.faults[path] = [None, 503] + [None] * 4 + [("call", lambda new=tokens[1]: setattr(signed, "token", new))]
+        signed.log.clear()
+        mask = maps.from_product(product, grid, source="dw9", target="dw9", asset="map")
+        assert np.array_equal(mask, codes[0])
+        used = list(dict.fromkeys(query.split("sig=")[1] for _, query, _ in signed.asked(path)))
+        assert used[-2:] == tokens and len(used) <= 3
+    with pytest.raises(SourceError, match="item 'wc' has no asset 'data', only map"):
+        maps.from_product(item, grid, source="dw9", target="dw9", asset="data")
+    monkeypatch.setattr(remote, "_sign", lambda href, renew: f"{href}?sig=wrong")
+    with pytest.raises(SourceError, match="item.tif: cannot be read: the server says 403") as error:
+        maps.from_product(item, grid, source="dw9", target="dw9", asset="map")
+    assert "sig=" not in str(error.value)
 
 
 def test_a_reader_of_ranges_outlives_its_signature(signed):

@@ -11,7 +11,10 @@ Exit status: 0 done, 1 the archive could not be had or read, 2 wrong input, 3 no
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from tqdm import tqdm
 
 from nbutils import ROOT, sources
 from nbutils.archives import recipes
@@ -20,7 +23,7 @@ from nbutils.archives import recipes
 def in_bytes(size: int | None) -> str:
     """A size for people: "1.3 GB"."""
     if size is None:
-        return "size not told by the server"
+        return "size not published, and the server does not tell it"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if size < 1000 or unit == "TB":
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -71,6 +74,28 @@ def agreed(options: argparse.Namespace) -> bool:
     return input("fetch this? [y/N] ").strip().lower() in ("y", "yes")
 
 
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar for each file as it is fetched, bytes of earlier runs counted in; nothing where nobody watches."""
+    if not sys.stderr.isatty():
+        yield lambda name, done, size: None
+        return
+    shown: dict[str, tqdm] = {}
+
+    def show(name: str, done: int, size: int | None) -> None:
+        if name not in shown:
+            shown[name] = tqdm(desc=name, total=size, initial=done, unit="B", unit_scale=True, file=sys.stderr)
+        shown[name].update(done - shown[name].n)  # backwards where a file is begun again
+        if done == size:
+            shown[name].close()
+
+    try:
+        yield show
+    finally:
+        for bar in shown.values():
+            bar.close()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Plan, tell, ask, fetch; returns the exit status."""
     parser = argparse.ArgumentParser(description="Acquire a public archive as a data set with a card.")
@@ -83,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scene-px", type=int, help="side of a scene in pixels (default: 512)")
     parser.add_argument("--most", type=int, help="scenes at most, of published files for each split")
     parser.add_argument("--parts", type=int, choices=range(1, 13), metavar="1..12",
-                        help="how many parts of SSL4EO-S12's images, 48 GB each (default: 1)")  # fmt: skip
+                        help="how many parts of SSL4EO-S12's images, 48 GB each, the last 26 (default: 1)")  # fmt: skip
     parser.add_argument("--file", action="append", default=[], metavar="NAME=PATH", help="a file or link of your own")
     parser.add_argument("--yes", action="store_true", help="fetch without asking")
     options = parser.parse_args(arguments)
@@ -95,7 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(describe(plan))
         if not agreed(options):
             return 3
-        card, left_out = recipes.acquire(plan, lambda line: print(line, flush=True))
+        with bars() as show:
+            card, left_out = recipes.acquire(plan, lambda line: tqdm.write(line, file=sys.stdout), show)
     except (ValueError, sources.DataMissing) as error:
         print(error, file=sys.stderr)
         return 1 if isinstance(error, sources.SourceError) else 2

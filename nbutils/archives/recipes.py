@@ -70,7 +70,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Piece:
-    """A published file: where it is, its size and SHA-256 as far as they are known, the page that tells of it."""
+    """A published file: where it is, size (told where the server does not) and SHA-256 if known, the page on it."""
 
     name: str
     url: str | None
@@ -106,14 +106,14 @@ _HUB = "https://huggingface.co/datasets"
 _S12 = "https://hf.co/datasets/wangyi111/SSL4EO-S12/resolve/3f5ddad68ba2ea29d019b0cef6cf292ff8af0d62/s2_l1c"
 _S12_PARTS = tuple(
     Piece(f"images-{n + 1:02d}", f"{_S12}/s2_l1c.tar.gz.parta{'abcdefghijkl'[n]}", f"{_HUB}/wangyi111/SSL4EO-S12",
-          sha256=digest)
+          size=26_000_000_000 if n == 11 else 48_300_000_000, sha256=digest)  # as its page rounds them
     for n, digest in enumerate(ssl4eo.IMAGES_SHA256)
 )  # fmt: skip
 
 
 def _noldo(name: str) -> Piece:
     page = f"{_HUB}/vikki23/NoLDO-S12"
-    return Piece(name, f"{page}/resolve/main/ssl4eo_s12_{name}.zip", page)  # no checksum is known to us
+    return Piece(name, f"{page}/resolve/main/ssl4eo_s12_{name}.zip", page)  # its authors give no size or checksum
 
 
 _DFC2020 = Piece("dfc2020", None, "https://ieee-dataport.org/competitions/2020-ieee-grss-data-fusion-contest")
@@ -123,7 +123,7 @@ RECIPES = {
         {"image": Layer("naip", ("image",)), "points": Layer("3dep-lidar-copc", ("data",), None, "3dep:usgs_id")},
         (Piece("labels", "https://data.cityofnewyork.us/api/views/he6d-2qns/files/"
                "64c49dc7-c17f-43db-a4e3-669a28f73234?filename=Land_Cover.zip",
-               "https://data.cityofnewyork.us/d/he6d-2qns"),),
+               "https://data.cityofnewyork.us/d/he6d-2qns", size=1_334_211_225),),
         gsd_m=1.0, year=2017,
     ),
     "sentinel2": Recipe(
@@ -170,12 +170,15 @@ def make_plan(name: str, wish: Wish | None = None, root: str | Path | None = Non
     return Plan(name, root, wish, scenes, left_out, sizes)
 
 
-def acquire(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> tuple[Path, tuple[str, ...]]:
+def acquire(plan: Plan, tell: Callable[[str], None] = lambda line: None,
+            progress: Callable[[str, int, int | None], None] = lambda name, done, size: None,
+            ) -> tuple[Path, tuple[str, ...]]:  # fmt: skip
     """Fetch what is planned, going on where an earlier call stopped.
 
     Args:
         plan: From `make_plan`.
         tell: Called with a line on every file and scene.
+        progress: Called while a file is fetched: its name, the bytes there so far, its size if it is known.
 
     Returns:
         The card, and what was left out with the reason, a line each.
@@ -196,7 +199,8 @@ def acquire(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> tupl
         tell(f"{piece.name}: {remote.plain(given)}")
         files[piece.name] = Path(given).expanduser()
         if remote.is_remote(given):
-            files[piece.name] = remote.download(given, root / "downloads" / piece.name, sha256=piece.sha256)
+            where, seen = root / "downloads" / piece.name, partial(progress, piece.name)
+            files[piece.name] = remote.download(given, where, sha256=piece.sha256, progress=seen)
     source = _stac_scenes(plan, files) if plan.scenes else _published_scenes(plan, files)
     for number, (name, build) in enumerate(source, 1):
         if (root / "scenes" / name).is_dir():
@@ -250,7 +254,10 @@ def _piece_size(piece: Piece, wish: Wish, root: Path) -> int | None:
     kept = root / "downloads" / piece.name if remote.is_remote(place) else Path(place).expanduser()
     if not remote.is_remote(place) and not kept.exists():
         raise DataMissing(f"{piece.name}: {place} is not there")
-    return kept.stat().st_size if kept.exists() else remote.size_of(place)
+    if kept.exists():
+        return kept.stat().st_size
+    told = remote.size_of(place)
+    return piece.size if told is None and piece.name not in wish.files else told
 
 
 # ---- archives behind a STAC API -------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """Audit: what is wrong with a noisy map, and what may be, measured in whatever way the labels at hand allow.
 
-``agreement`` compares with exact masks, ``sampling`` with a random sample of checked pixels, ``suspicion`` with nothing
-but the images.
+``agreement`` compares with exact masks, ``sampling`` with a random sample of checked pixels (as many as ``planning``
+says), ``suspicion`` with nothing but the images.
 """
 
-from nbutils.audit import sampling, suspicion
+from nbutils.audit import planning, sampling, suspicion
 from nbutils.audit.agreement import (
     Audit,
     Profile,
@@ -22,6 +22,7 @@ __all__ = [
     "boundary_distance",
     "boundary_profile",
     "compare",
+    "planning",
     "sampling",
     "suspicion",
     "wilson_interval",

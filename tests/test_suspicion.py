@@ -10,11 +10,12 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 from toy import toy_patches
 
-from nbutils import folds, training
+from nbutils import ROOT, folds, sources, training
 from nbutils.audit import suspicion
 from nbutils.legend import VOID
 
 K = 4
+DUBAI = ROOT / "../shared/data/dubai"
 
 
 def _blocks(rng: np.random.Generator, n: int, size: int = 32) -> np.ndarray:
@@ -192,6 +193,21 @@ def test_nothing_to_go_by_is_nan_and_faults_are_named():
         suspicion.label_shift([image], [half], max_px=12, rng=rng)
     with pytest.raises(ValueError, match="1 images but 2 masks"):
         suspicion.label_shift([image], [half, half], rng=rng)
+
+
+@pytest.mark.skipif(not DUBAI.is_dir(), reason=f"the Dubai images are not at {DUBAI}; see data/README.md")
+def test_real_masks_that_are_moved_are_found_moved():
+    dataset = sources.read_dataset("data/datasets/dubai.yaml")
+    tiles = [tile for tile in dataset.tiles if tile.scene == "6"][:6]
+    images = [dataset.read_image(tile)[0][:, :320, :320] for tile in tiles]
+    masks = [sources.read_exact(dataset, tile)[:320, :320] for tile in tiles]
+    found = suspicion.label_shift(images, masks, rng=np.random.default_rng(0))
+    assert found.means_something and np.abs(found.shift_px).max() < 1
+    moved = [np.roll(mask, (3, -2), axis=(0, 1)) for mask in masks]
+    for mask in moved:
+        mask[:3], mask[:, -2:] = VOID, VOID
+    again = suspicion.label_shift(images, moved, rng=np.random.default_rng(0))
+    assert np.subtract(again.shift_px, found.shift_px) == pytest.approx([3, -2], abs=0.25)
 
 
 PLAN = training.Plan(steps=3, batch_size=4, learning_rate=1e-3, precision="fp32", seed=0)

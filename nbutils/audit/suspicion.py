@@ -67,8 +67,8 @@ def rank(probabilities: NDArray[np.floating], noisy: Mask, *, temperature: float
     Raises:
         ValueError: shapes do not fit, an id is no class, or probabilities do not sum to 1.
     """
-    from cleanlab.experimental.label_issues_batched import LabelInspector  # noqa: PLC0415 its import takes a while
-    from cleanlab.segmentation.rank import get_label_quality_scores  # noqa: PLC0415
+    from cleanlab.experimental.label_issues_batched import LabelInspector  # here: its import takes a while
+    from cleanlab.segmentation.rank import get_label_quality_scores
 
     n, k, *square = probabilities.shape
     if noisy.shape != (n, *square):

@@ -122,7 +122,12 @@ def test_a_full_count_leaves_no_error_and_the_numbers_of_the_audit():
     assert found.transition.value == pytest.approx(truth.transition) and found.iou.value == pytest.approx(truth.iou)
     table = found.table().set_index(["statistic", "key"])
     assert table.loc[("transition", "a -> b"), "value"] == pytest.approx(truth.transition[0, 1])
-    assert table.loc[("rate", ""), "n"] == truth.n_valid and len(table) == 1 + 4 * 4 + 16
+    assert table.loc[("rate", "all"), "n"] == truth.n_valid and len(table) == 1 + 4 * 4 + 16
+    whole = audit.statistics_of(noisy, exact, 4).table().set_index(["statistic", "key"])["value"]
+    ours = sampling.estimate(drawn.sizes, drawn.take(noisy), drawn.take(exact), 4).table()
+    ours = ours.set_index(["statistic", "key"])["value"]
+    both = ours.index.intersection(whole.index)
+    assert len(both) == 1 + 16 + 4 and ours[both].tolist() == pytest.approx(whole[both].tolist())  # same keys
 
 
 def test_a_class_without_samples_is_nan_and_no_error_seen_is_not_no_error():

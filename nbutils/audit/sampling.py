@@ -61,10 +61,10 @@ class Estimates:
     names: tuple[str, ...]
 
     def table(self) -> pd.DataFrame:
-        """One row per number: statistic, key, value, error, low, high, n."""
+        """One row per number: statistic, key, value, error, low, high, n; keys as in the table of `Findings`."""
         columns = ("value", "error", "low", "high", "n")
         pairs = tuple(f"{a} -> {b}" for a in self.names for b in self.names)
-        keys = {"rate": ("",), "transition": pairs}
+        keys = {"rate": ("all",), "transition": pairs}
         parts = []
         for statistic in ("rate", "users", "producers", "area", "transition", "iou"):
             found = getattr(self, statistic)

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage, signal, special
 
+from nbutils.distance import boundaries as boundaries_of
 from nbutils.legend import VOID
 
 Mask = NDArray[np.uint8]
@@ -133,11 +134,16 @@ class LabelShift:
 
     @property
     def means_something(self) -> bool:
-        """Whether the correlation is well above chance and its peak was found within reach."""
-        return self.strength >= MIN_STRENGTH and not self.at_rim
+        """Whether the correlation is well above chance, its peak within reach and the same in all patches.
+
+        With one patch nothing is known of the last.
+        """
+        half = np.subtract(self.high, self.low) / 2
+        return self.strength >= MIN_STRENGTH and not self.at_rim and not (half > MAX_HALF_PX).any()
 
 
 MIN_STRENGTH = 1.5  # masks of other scenes reached 1.4 (30 trials of 6 to 20 patches), masks of the same ones 3.8 to 16
+MAX_HALF_PX = 2.0
 _PARABOLA_PX = 0.03  # how far a parabola puts the peak from its place
 
 
@@ -207,7 +213,7 @@ def _surfaces(image: NDArray, mask: Mask, reach: int, number: int) -> tuple[NDAr
     edges = _edges(image)
     known = edges[valid]
     edges = np.where(valid, edges, known.mean() if known.size else 0)  # what lies at the rim of void says nothing
-    boundaries = ndimage.gaussian_filter(_boundaries(mask), 1.0)
+    boundaries = ndimage.gaussian_filter(boundaries_of(mask).astype(np.float64), 1.0)
     if not (boundaries * valid)[reach:-reach, reach:-reach].any():
         return np.zeros((4, 2 * reach + 1, 2 * reach + 1)), 0.0
     turned = [np.s_[:, :], np.s_[::-1, :], np.s_[:, ::-1], np.s_[::-1, ::-1]]
@@ -223,16 +229,6 @@ def _edges(image: NDArray) -> NDArray[np.float64]:
         magnitude = ndimage.gaussian_gradient_magnitude(band, 1.0)
         total += magnitude / max(magnitude.std(), 1e-12)
     return total
-
-
-def _boundaries(mask: Mask) -> NDArray[np.float64]:
-    """1 on both sides of a boundary between two classes, (H, W); the rim of void is none."""
-    boundary = np.zeros(mask.shape)
-    for one, other in ((np.s_[1:, :], np.s_[:-1, :]), (np.s_[:, 1:], np.s_[:, :-1])):
-        differ = (mask[one] != mask[other]) & (mask[one] != VOID) & (mask[other] != VOID)
-        boundary[one][differ] = 1
-        boundary[other][differ] = 1
-    return boundary
 
 
 def _correlate(edges: NDArray, boundaries: NDArray, valid: NDArray, reach: int) -> NDArray[np.float64]:

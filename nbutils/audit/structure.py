@@ -1,0 +1,302 @@
+"""Where and how a noisy map errs, counted image by image.
+
+Everything here is a sum over the pixels or objects of one image, so that statistics of many images are functions of
+added sums, and drawing images with replacement needs no second look at the masks. Displacement, correlation and
+commission by distance are counted on 16 windows of 256 px, evenly spread, where an image has more than 2^20 pixels;
+everything else is counted on all pixels.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from nbutils.audit.agreement import Mask, _confusion
+from nbutils.audit.objects import Objects, find_objects, is_void
+from nbutils.distance import boundaries, squared
+from nbutils.legend import VOID
+
+EDGES_PX = (1, 2, 3, 5, 8, 13, np.inf)
+"""Bands of distance: to the nearest boundary inside a class, to the nearest pixel of the class outside; in pixels."""
+
+SIZES_PX = (1, 4, 16, 64, 256, 1024, 4096, np.inf)
+"""Bins of object size, in pixels."""
+
+LAGS_PX = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64)
+"""Distances at which errors are compared, along rows and along columns."""
+
+KINDS = ("shift", "omission", "commission", "boundary", "speckle", "confusion")
+WHOLE_PX, WINDOW_PX, PER_SIDE = 1 << 20, 256, 4
+REACH_PX = 8  # largest displacement looked for
+BOUNDARY_PX = 3  # how far a wrong boundary may lie from the right one
+SPECKLE_PX = 4  # objects of fewer pixels are speckle
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sums of one image, or of N images along a first axis.
+
+    Args:
+        joint: Valid pixels by band of distance to the nearest exact boundary, exact and noisy class, (B, K, K).
+        outside: Pixels not of a class by band of distance to it: all, and those the noisy map gives it, (B, K, 2).
+        objects: Exact objects, then noisy ones, by class and size: all, and those absent in the other map after
+            undoing the displacement, (2, K, S, 2).
+        shift: Displacement of the noisy map, pixels (down, right), (2,); nan where nothing tells.
+        shift_weight: Boundary pixels it rests on.
+        lags: Per lag, pairs of pixels: both wrong, first wrong, second wrong, all, (L, 4); lag 0 comes first.
+        kinds: Wrong pixels by `KINDS`, (6,).
+    """
+
+    joint: NDArray[np.int64]
+    outside: NDArray[np.int64]
+    objects: NDArray[np.int64]
+    shift: NDArray[np.float64]
+    shift_weight: NDArray[np.float64]
+    lags: NDArray[np.int64]
+    kinds: NDArray[np.int64]
+
+
+def stack(images: list[Counts], n_classes: int) -> Counts:
+    """Put the counts of images along a first axis; no image gives arrays of length 0."""
+    if not images:
+        nothing = count(np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint8), n_classes)
+        return Counts(*(np.asarray(getattr(nothing, f.name))[None][:0] for f in fields(Counts)))
+    return Counts(*(np.stack([getattr(image, f.name) for image in images]) for f in fields(Counts)))
+
+
+def count(noisy: Mask, exact: Mask, n_classes: int) -> Counts:
+    """Count everything that the audit's statistics are made of, for one pair of masks (H, W)."""
+    for mask in (noisy, exact):
+        if ((mask >= n_classes) & (mask != VOID)).any():
+            _confusion(noisy, exact, n_classes)  # raises
+    band = _bands(squared(boundaries(exact), int(EDGES_PX[-2]) - 2), [(edge - 1) ** 2 for edge in EDGES_PX[1:-1]])
+    joint = _joint(band, exact, noisy, n_classes)
+    parts = _windows(exact.shape)
+    shift, step, weight = _displacement([(noisy[part], exact[part]) for part in parts])
+    moved = noisy if not any(step) else undo_shift(noisy, step)
+    found, drawn = find_objects(exact), find_objects(moved)
+    same, known = moved == exact, (moved != VOID) & (exact != VOID)
+    absent = [_absent(objects, same, known) for objects in (found, drawn)]
+    return Counts(
+        joint=joint,
+        outside=sum(_outside(noisy[part], exact[part], n_classes, len(parts) > 1) for part in parts),
+        objects=np.stack([_by_size(o, *a, n_classes) for o, a in zip((found, drawn), absent, strict=True)]),
+        shift=shift,
+        shift_weight=np.float64(weight),
+        lags=sum(_lags(noisy[part], exact[part]) for part in parts),
+        kinds=_kinds(noisy, exact, moved, band, (found, absent[0][1]), (drawn, absent[1][1])),
+    )
+
+
+def _windows(shape: tuple[int, int]) -> list[tuple[slice, slice]]:
+    if shape[0] * shape[1] <= WHOLE_PX:
+        return [(slice(0, shape[0]), slice(0, shape[1]))]
+    down = max(1, min(PER_SIDE, shape[0] // WINDOW_PX))
+    starts = [
+        np.linspace(0, max(size - WINDOW_PX, 0), n).astype(int)
+        for size, n in zip(shape, (down, PER_SIDE**2 // down), strict=True)
+    ]
+    return [(slice(y, y + WINDOW_PX), slice(x, x + WINDOW_PX)) for y in starts[0] for x in starts[1]]
+
+
+def _bands(squares: NDArray[np.uint16], limits: list[float]) -> NDArray[np.uint8]:
+    """Number of limits that each squared distance reaches, (H, W)."""
+    band = np.zeros(squares.shape, dtype=np.uint8)
+    for limit in limits:
+        band += squares >= np.uint16(limit)
+    return band
+
+
+def _joint(band: NDArray[np.uint8], exact: Mask, noisy: Mask, k: int) -> NDArray[np.int64]:
+    n_bands = len(EDGES_PX) - 1
+    size = n_bands * (k + 1) ** 2
+    code = band.astype(np.uint16 if size < 1 << 16 else np.uint32)
+    for mask in (exact, noisy):
+        code *= k + 1
+        code += np.minimum(mask, np.uint8(k))
+    table = np.bincount(code.ravel(), minlength=size)
+    return table.reshape(n_bands, k + 1, k + 1)[:, :k, :k].astype(np.int64)
+
+
+def _outside(noisy: Mask, exact: Mask, k: int, cut: bool) -> NDArray[np.int64]:
+    """Pixels not of each class by distance to it, (B, K, 2); the margin of a window only serves distances."""
+    reach = int(EDGES_PX[-2]) - 1
+    limits = [np.uint16(edge**2) for edge in EDGES_PX[1:-1]]
+    inner = np.s_[reach:-reach, reach:-reach] if cut and min(exact.shape) > 2 * reach else np.s_[:, :]
+    known = ((noisy != VOID) & (exact != VOID))[inner]
+    present = np.bincount(exact.ravel(), minlength=256)
+    beyond = np.zeros((len(EDGES_PX) - 1, k, 2), dtype=np.int64)
+    for c in range(k):
+        given = known & (noisy[inner] == c)
+        if not present[c]:  # infinitely far away
+            beyond[-1, c] = np.count_nonzero(known), np.count_nonzero(given)
+            continue
+        own = exact == c
+        outside = known & ~own[inner]
+        squares = squared(own, reach)[inner]
+        for i, flags in enumerate((outside, outside & given)):
+            below = squares[flags]
+            nearer = [np.count_nonzero(below < limit) for limit in limits]
+            beyond[:, c, i] = np.diff([0, *nearer, len(below)])
+    return beyond
+
+
+def _displacement(pairs: list[tuple[Mask, Mask]]) -> tuple[NDArray[np.float64], tuple[int, int], int]:
+    """Displacement of noisy masks against exact ones, of one image: sub-pixel, in whole pixels, and its weight.
+
+    The share of agreeing pixels over displacements is symmetric about the true one, whatever else is wrong alike
+    everywhere. Smoothed, so that its tip becomes a dome, its greatest value and a paraboloid around it tell.
+    """
+    edges = sum(int(np.count_nonzero(boundaries(exact))) for _, exact in pairs)
+    reach = min(REACH_PX, (min(min(exact.shape) for _, exact in pairs) - 1) // 4)
+    if not edges or reach < 2:
+        return np.full(2, np.nan), (0, 0), 0
+    agree, n = sum(_agreement(noisy, exact, reach) for noisy, exact in pairs)
+    if not n.all():
+        return np.full(2, np.nan), (0, 0), 0
+    share = agree / n
+    dome = ndimage.gaussian_filter(share, 1.0, mode="nearest")
+    top = np.array(np.unravel_index(dome[1:-1, 1:-1].argmax(), (2 * reach - 1,) * 2)) + 1
+    shift = top - reach + _summit(dome[top[0] - 1 : top[0] + 2, top[1] - 1 : top[1] + 2])
+    step = np.round(shift).astype(int)
+    if share[tuple(step + reach)] <= share[reach, reach]:
+        step[:] = 0
+    return shift, (int(step[0]), int(step[1])), edges
+
+
+def _summit(around: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where the paraboloid through 3 x 3 values has its top, from the middle, within a pixel."""
+    slope = np.array([around[2, 1] - around[0, 1], around[1, 2] - around[1, 0]]) / 2
+    down, right = (around[2, 1] + around[0, 1], around[1, 2] + around[1, 0]) - 2 * around[1, 1]
+    mixed = (around[2, 2] + around[0, 0] - around[2, 0] - around[0, 2]) / 4
+    bent = down * right - mixed**2
+    if not (down < 0 and bent > 0):
+        return np.zeros(2)
+    top = -np.array([right * slope[0] - mixed * slope[1], down * slope[1] - mixed * slope[0]]) / bent
+    return np.clip(top, -1, 1)
+
+
+def _agreement(noisy: Mask, exact: Mask, reach: int) -> NDArray[np.int64]:
+    """Agreeing and valid pixels where the noisy mask is displaced by -reach..reach, (2, 2 reach + 1, 2 reach + 1)."""
+    height, width = exact.shape
+    here, there = exact != VOID, noisy != VOID
+    full = bool(here.all() and there.all())
+    found = np.zeros((2, 2 * reach + 1, 2 * reach + 1), dtype=np.int64)
+    exact = np.where(here, exact, np.uint8(VOID - 1))  # void agrees with nothing
+    for down in range(-reach, reach + 1):
+        rows = slice(max(0, -down), height - max(0, down)), slice(max(0, down), height + min(0, down))
+        for right in range(-reach, reach + 1):
+            columns = slice(max(0, -right), width - max(0, right)), slice(max(0, right), width + min(0, right))
+            one, other = (rows[0], columns[0]), (rows[1], columns[1])
+            agree = exact[one] == noisy[other]
+            n = agree.size if full else np.count_nonzero(here[one] & there[other])
+            found[:, down + reach, right + reach] = np.count_nonzero(agree), n
+    return found
+
+
+def undo_shift(noisy: Mask, step: tuple[int, int]) -> Mask:
+    """Move a mask (H, W) back by whole pixels (down, right); void comes in at the rim."""
+    back = np.full_like(noisy, VOID)
+    (height, width), (down, right) = noisy.shape, step
+    to = slice(max(0, -down), height - max(0, down)), slice(max(0, -right), width - max(0, right))
+    out_of = slice(max(0, down), height + min(0, down)), slice(max(0, right), width + min(0, right))
+    back[to] = noisy[out_of]
+    return back
+
+
+def _absent(
+    objects: Objects, same: NDArray[np.bool_], known: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which objects count (some valid pixel), and which of them have their class on less than half of it."""
+    valid = objects.count(known)
+    counts = (valid > 0) & ~is_void(objects)
+    return counts, counts & (2 * objects.count(same & known) < valid)
+
+
+def _by_size(objects: Objects, counts: NDArray[np.bool_], absent: NDArray[np.bool_], k: int) -> NDArray[np.int64]:
+    """Objects by class and size: all and the absent ones, (K, S, 2)."""
+    n_sizes = len(SIZES_PX) - 1
+    size = np.searchsorted(SIZES_PX[1:-1], objects.area, side="right")
+    code = objects.class_of.astype(np.int64) * n_sizes + size
+    tables = [np.bincount(code[which], minlength=k * n_sizes).reshape(k, n_sizes) for which in (counts, absent)]
+    return np.stack(tables, axis=-1)
+
+
+def _lags(noisy: Mask, exact: Mask) -> NDArray[np.int64]:
+    """Pairs of pixels a lag apart, along rows and columns, (L + 1, 4): both wrong, first, second, all."""
+    known = (noisy != VOID) & (exact != VOID)
+    wrong = known & (noisy != exact)
+    full = bool(known.all())
+    pairs = np.zeros((len(LAGS_PX) + 1, 4), dtype=np.int64)
+    pairs[0] = [2 * np.count_nonzero(wrong)] * 3 + [2 * np.count_nonzero(known)]
+    for i, lag in enumerate(LAGS_PX, start=1):
+        for one, other in ((np.s_[lag:, :], np.s_[:-lag, :]), (np.s_[:, lag:], np.s_[:, :-lag])):
+            a, b = wrong[one], wrong[other]
+            if not full:
+                a, b = a & known[other], b & known[one]
+            n = a.size if full else np.count_nonzero(known[one] & known[other])
+            pairs[i] += [np.count_nonzero(a & b), np.count_nonzero(a), np.count_nonzero(b), n]
+    return pairs
+
+
+def _kinds(
+    noisy: Mask,
+    exact: Mask,
+    moved: Mask,
+    band: NDArray[np.uint8],
+    omitted: tuple[Objects, NDArray[np.bool_]],
+    committed: tuple[Objects, NDArray[np.bool_]],
+) -> NDArray[np.int64]:
+    """Share out the wrong pixels among `KINDS`; each goes to the first that explains it (see `Findings`)."""
+    wrong = np.flatnonzero((noisy != exact) & (noisy != VOID) & (exact != VOID))
+    found = np.zeros(len(KINDS), dtype=np.int64)
+
+    def explain(kind: str, by: NDArray[np.bool_]) -> None:
+        nonlocal wrong
+        found[KINDS.index(kind)] = np.count_nonzero(by)
+        wrong = wrong[~by]
+
+    right, drawn, before = exact.ravel(), moved.ravel(), noisy.ravel()
+    explain("shift", drawn[wrong] == right[wrong])
+    for kind, (objects, absent), other in (("omission", omitted, drawn), ("commission", committed, right)):
+        explain(kind, _replaced(objects, absent & (objects.area >= SPECKLE_PX), other, wrong))
+    explain("boundary", _beyond_boundary(exact, before, band, wrong))
+    small = committed[0].area < SPECKLE_PX
+    explain("speckle", small[committed[0].at(wrong)] if len(wrong) else np.zeros(0, bool))
+    found[KINDS.index("confusion")] = len(wrong)
+    return found
+
+
+def _replaced(
+    objects: Objects, absent: NDArray[np.bool_], other: NDArray[np.uint8], pixels: NDArray[np.intp]
+) -> NDArray[np.bool_]:
+    """Pixels of absent objects where the other map goes on with a class that lies beside the object."""
+    found = np.zeros(len(pixels), dtype=bool)
+    if not absent.any() or not len(pixels):
+        return found
+    inside = np.flatnonzero(objects.paint(absent).ravel()[pixels])
+    where = pixels[inside]
+    row_of = np.cumsum(absent) - 1
+    found[inside] = objects.beside(absent)[row_of[objects.at(where)], other[where]] & (other[where] != VOID)
+    return found
+
+
+def _beyond_boundary(
+    exact: Mask, noisy: NDArray[np.uint8], band: NDArray[np.uint8], pixels: NDArray[np.intp]
+) -> NDArray[np.bool_]:
+    """Pixels whose noisy class the exact map has within `BOUNDARY_PX`."""
+    found = np.zeros(len(pixels), dtype=bool)
+    last = int(np.searchsorted(EDGES_PX, BOUNDARY_PX + 1, side="left"))  # bands that may hold such pixels
+    left = np.flatnonzero(band.ravel()[pixels] < last)
+    padded = np.pad(exact, BOUNDARY_PX, constant_values=VOID)
+    wide = padded.shape[1]
+    rows, columns = np.divmod(pixels, exact.shape[1]) if exact.size else (pixels, pixels)
+    at = (rows + BOUNDARY_PX) * wide + columns + BOUNDARY_PX
+    steps = np.arange(-BOUNDARY_PX, BOUNDARY_PX + 1)
+    squares = steps[:, None] ** 2 + steps**2
+    for y, x in sorted(np.argwhere((squares > 0) & (squares <= BOUNDARY_PX**2)) - BOUNDARY_PX, key=lambda p: p @ p):
+        hit = padded.ravel()[at[left] + y * wide + x] == noisy[pixels[left]]
+        found[left[hit]] = True
+        left = left[~hit]
+    return found

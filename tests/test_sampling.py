@@ -250,6 +250,26 @@ def test_advice_says_what_to_do_in_words():
     assert "patches" not in rare.advice
 
 
+def test_the_sample_size_of_olofsson_2014_and_its_promise():
+    """Section 5.1: guessed user's accuracies and a standard error of 0.01 ask for 641 pixels."""
+    numbers = planning.plan_strata(1.96 * 0.01, SIZES, [0.3, 0.4, 0.1, 0.05])
+    assert numbers.sum() == pytest.approx(641, abs=2)
+    rng = np.random.default_rng(0)
+    noisy, exact = _map(rng)
+    truth = audit.compare(noisy, exact, 4)
+    sizes = np.bincount(noisy[noisy != VOID], minlength=4)
+    for allocation in ("neyman", "equal"):
+        numbers = planning.plan_strata(0.04, sizes, truth.commission, allocation=allocation)
+        missed = []
+        for _ in range(400):
+            drawn = sampling.draw(noisy, numbers.sum(), rng=rng, allocation=allocation, error_rates=truth.commission)
+            found = sampling.estimate(drawn.sizes, drawn.take(noisy), drawn.take(exact), 4)
+            missed.append(abs(found.rate.value - truth.rate) > 0.04)
+        assert 0.01 < np.mean(missed) < 0.1
+    with pytest.raises(ValueError, match="for each of 2 strata"):
+        planning.plan_strata(0.1, [10, 10], [0.5])
+
+
 def test_faults_say_what_was_expected():
     with pytest.raises(ValueError, match=r"sample_exact holds \[7\].*0..2"):
         sampling.estimate(100, [0, 1], [0, 7], 3)

@@ -141,13 +141,13 @@ def _mask(scene: np.ndarray, shift_px: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def scenes() -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(0)
-    made = [_scene(rng) for _ in range(24)]
+    made = [_scene(rng) for _ in range(16)]
     return [(scene, _image(scene, rng)) for scene in made]
 
 
 def test_planted_shifts_come_back_to_a_quarter_of_a_pixel(scenes, capsys):
     rng, wrong, covered = np.random.default_rng(1), [], []
-    for _ in range(25):
+    for _ in range(20):
         shift = np.rint(rng.uniform(-6, 6, 2) * FINE) / FINE
         chosen = rng.choice(len(scenes), 8, replace=False)
         masks = np.stack([_mask(scenes[i][0], shift) for i in chosen])
@@ -165,11 +165,11 @@ def test_planted_shifts_come_back_to_a_quarter_of_a_pixel(scenes, capsys):
 def test_masks_of_other_scenes_mean_nothing(scenes):
     rng = np.random.default_rng(2)
     believed = []
-    for _ in range(20):
+    for _ in range(15):
         chosen = rng.choice(len(scenes), 8, replace=False)
         masks = [_mask(scenes[i][0], np.zeros(2)) for i in np.roll(chosen, 1)]
         believed.append(suspicion.label_shift([scenes[i][1] for i in chosen], masks, rng=rng).means_something)
-    assert sum(believed) <= 2
+    assert sum(believed) <= 1
 
 
 def test_a_shift_beyond_reach_is_not_believed(scenes):
@@ -258,7 +258,7 @@ def test_labels_that_were_planted_wrong_are_found_end_to_end():
     noisy = data.masks["noisy"].copy()
     planted = bad[:, None, None] & (noisy != VOID) & (np.kron(rng.random((40, 4, 4)) < 0.4, np.ones((8, 8))) > 0)
     noisy[planted] = (noisy[planted] + 1) % 4
-    plan = training.Plan(steps=60, batch_size=8, learning_rate=5e-3, precision="fp32", seed=0)
+    plan = training.Plan(steps=40, batch_size=8, learning_rate=5e-3, precision="fp32", seed=0)
     chances = folds.out_of_fold(replace(data, masks={**data.masks, "noisy": noisy}), 2, plan, "tu-test_resnet")
     found = suspicion.rank(chances, noisy)
     valid = noisy != VOID

@@ -1,4 +1,8 @@
-"""The planner of an audit: how many pixels or patches to check for an interval of a wanted width."""
+"""The planner of an audit: how many pixels or patches to check for an interval of a wanted width.
+
+`sampling.draw` then says which pixels, and `sampling.estimate` what they tell. Whole patches are drawn from a list of
+all with `rng.choice(n, size, replace=False)` and told by `examine`, whose intervals are over patches.
+"""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -7,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
+
+from nbutils.audit import sampling
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,9 @@ def plan(
     Raises:
         ValueError: an argument is out of its range.
     """
-    for name, value, low, high in (
-        ("half_width", half_width, 0, 0.5),
-        ("rate", rate, 0, 1),
-        ("confidence", confidence, 0, 1),
-        ("class_share", class_share, 0, 1 + 1e-9),
-    ):
-        if not low < value < high:
-            raise ValueError(f"{name} is in ({low}, {high:g}), got {value}")
+    _check(
+        half_width=(half_width, 0.5), rate=(rate, 1), confidence=(confidence, 1), class_share=(class_share, 1 + 1e-9)
+    )
     z = float(special.ndtri(0.5 + confidence / 2))
     n = _least(lambda n: _wilson_half(rate, n, z) <= half_width)
     n_pixels = int(np.ceil(n / class_share))
@@ -97,6 +98,48 @@ def plan(
         return patches > 1 and t * np.sqrt(rate * (1 - rate) / size) <= half_width
 
     return Plan(half_width, n_pixels, _least(enough), each, deff, spacing)
+
+
+def plan_strata(
+    half_width: float,
+    sizes: ArrayLike,
+    error_rates: ArrayLike,
+    *,
+    allocation: sampling.Allocation = "neyman",
+    confidence: float = 0.95,
+) -> NDArray[np.int64]:
+    """Say how many pixels of every stratum give the noise rate to a wanted half-width.
+
+    With Neyman's allocation it is Cochran's (1977, 5.25) number, eq. 13 of Olofsson et al. (2014), but for rounding,
+    the correction for finite strata and the two pixels that every stratum gets at least.
+
+    Args:
+        half_width: Wanted half-width of the interval, a share in (0, 0.5).
+        sizes: Pixels in every stratum, shape (L,); e.g. of the map's classes.
+        error_rates: Guessed noise rate of every stratum, shape (L,).
+        allocation: As in `sampling.draw`; give it the sum of what comes back and the same rates.
+        confidence: Two-sided, in (0, 1).
+
+    Returns:
+        Pixels to check in every stratum, shape (L,).
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    _check(half_width=(half_width, 0.5), confidence=(confidence, 1))
+    sizes, rates = np.asarray(sizes, dtype=np.int64), np.asarray(error_rates, dtype=np.float64)
+    if rates.shape != sizes.shape or not ((rates >= 0) & (rates <= 1)).all():
+        raise ValueError(f"error_rates are in [0, 1] for each of {sizes.size} strata, got {error_rates}")
+    z = float(special.ndtri(0.5 + confidence / 2))
+    fewest, most = int(np.minimum(2, sizes).sum()), int(sizes.sum())
+
+    def enough(n: int) -> bool:
+        n = min(max(n, fewest), most)
+        number = sampling.allocate(sizes, n, allocation, rates)
+        left = np.divide(sizes - number, sizes * number.clip(min=1), out=np.zeros(sizes.shape), where=number > 0)
+        return z * np.sqrt((sizes**2 / most**2 * rates * (1 - rates) * left).sum()) <= half_width
+
+    return sampling.allocate(sizes, min(max(_least(enough), fewest), most), allocation, rates)
 
 
 def design_effect(correlation_px: ArrayLike, patch_px: int, pixels: int | None = None) -> float:
@@ -139,6 +182,13 @@ def _spacing(correlation_px: ArrayLike) -> float:
     if np.ndim(correlation_px) == 0:
         return float(np.log(20) * np.asarray(correlation_px))
     return float(np.flatnonzero(np.asarray(correlation_px) > 0.05).max(initial=-1) + 1)
+
+
+def _check(**values: tuple[float, float]) -> None:
+    """Refuse a value that is not above 0 and below its limit."""
+    for name, (value, high) in values.items():
+        if not 0 < value < high:
+            raise ValueError(f"{name} is in (0, {high:g}), got {value}")
 
 
 def _wilson_half(share: float, n: int, z: float) -> float:

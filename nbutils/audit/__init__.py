@@ -1,5 +1,10 @@
-"""Audit: what is wrong with a noisy map, measured against exact masks of the same ground."""
+"""Audit: what is wrong with a noisy map, and what may be, measured in whatever way the labels at hand allow.
 
+``examine`` compares with exact masks, ``sampling`` with a random sample of checked pixels (as many as ``planning``
+says), ``suspicion`` with nothing but the images.
+"""
+
+from nbutils.audit import planning, sampling, suspicion
 from nbutils.audit.agreement import (
     Audit,
     Profile,
@@ -24,7 +29,10 @@ __all__ = [
     "boundary_profile",
     "compare",
     "examine",
+    "planning",
+    "sampling",
     "statistics_of",
+    "suspicion",
     "wilson_interval",
     "with_intervals",
 ]

@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nbutils.audit.agreement import Audit, Mask, Profile, _images, _ratios
-from nbutils.audit.intervals import Estimate, ratio_intervals, spread_interval
+from nbutils.audit.intervals import mean_intervals, share_intervals, spread_interval
 from nbutils.audit.structure import EDGES_PX, KINDS, LAGS_PX, SIZES_PX, Counts, count, stack
 from nbutils.legend import Legend
 
@@ -113,7 +113,7 @@ class Findings:
         """
         rows = _ratios_of(self)
         part, whole = rows.part.sum(axis=0), rows.whole.sum(axis=0)
-        n = np.where(rows.per_image, (rows.whole > 0).sum(axis=0), whole).astype(np.int64)
+        n = np.where(rows.share, whole, (rows.whole > 0).sum(axis=0)).astype(np.int64)
         value = np.r_[_ratios(part, whole), self.correlation_px]
         n = np.r_[n, np.count_nonzero(self.counts.lags[:, 0, 0])]
         limits = np.full((len(value), 2), np.nan) if self.intervals is None else self.intervals
@@ -129,8 +129,7 @@ class _Rows:
     names: list[tuple[str, str]]
     part: NDArray[np.float64]
     whole: NDArray[np.float64]
-    share: NDArray[np.bool_]  # in [0, 1]
-    per_image: NDArray[np.bool_]  # weights of images, not numbers of pixels
+    share: NDArray[np.bool_]  # in [0, 1]; else a mean over weighted images
 
 
 def correlation_length(lags: NDArray) -> NDArray[np.float64]:
@@ -186,7 +185,7 @@ def examine(
     n_draws: int = 1000,
     confidence: float = 0.95,
 ) -> Findings:
-    """Compute every statistic of the audit with its interval over images (see `intervals.ratio_intervals`).
+    """Compute every statistic of the audit with its interval over images (see `intervals.share_intervals`).
 
     Args:
         noisy: As in `statistics_of`.
@@ -211,7 +210,9 @@ def with_intervals(
     if n_images < 2:
         return replace(findings, intervals=np.full((len(rows.names) + 1, 2), np.nan))
     drawn = rng.multinomial(n_images, np.full(n_images, 1 / n_images), size=n_draws).astype(np.float64)
-    limits = ratio_intervals(Estimate(rows.part, rows.whole), rows.share, drawn, confidence)
+    limits = np.empty((len(rows.names), 2))
+    limits[rows.share] = share_intervals(rows.part[:, rows.share], rows.whole[:, rows.share], drawn, confidence)
+    limits[~rows.share] = mean_intervals(rows.part[:, ~rows.share], rows.whole[:, ~rows.share], confidence)
     lags = findings.counts.lags
     lengths = correlation_length(np.tensordot(drawn, lags.astype(np.float64), axes=1))
     last = spread_interval(findings.correlation_px, lengths, np.count_nonzero(lags[:, 0, 0]), confidence)
@@ -222,7 +223,7 @@ def _ratios_of(findings: Findings) -> _Rows:
     names, parts, wholes = zip(*_each_ratio(findings.counts, findings.classes), strict=True)
     share = np.array([statistic != "shift" for statistic, _ in names])
     part, whole = (np.stack(x, axis=1).astype(np.float64) for x in (parts, wholes))
-    return _Rows(list(names), part, whole, share, ~share)
+    return _Rows(list(names), part, whole, share)
 
 
 def _each_ratio(counts: Counts, classes: Sequence[str]) -> Iterator[tuple[tuple[str, str], NDArray, NDArray]]:

@@ -105,7 +105,7 @@ def _along_columns(mask: NDArray[np.bool_], most: int) -> NDArray[np.uint8]:
     """Distance to the nearest True pixel of the same column, `most` where it is that far or farther."""
     distance = np.where(mask, np.uint8(0), np.uint8(most))
     for ahead in (distance, distance[::-1]):
-        following = np.empty_like(ahead[0])
+        following = np.empty_like(ahead[:1]).ravel()
         for before, row in zip(ahead[:-1], ahead[1:], strict=True):
             np.add(before, np.uint8(1), out=following)
             np.minimum(row, following, out=row)

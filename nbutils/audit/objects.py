@@ -25,6 +25,7 @@ class Objects:
         lengths: Pixels per run, (R,).
         of_run: Object of each run, (R,).
         class_of: Class id per object, (M,).
+        area: Pixels per object, (M,).
         shape: (H, W) of the mask.
     """
 
@@ -32,21 +33,18 @@ class Objects:
     lengths: NDArray[np.intp]
     of_run: NDArray[np.intp]
     class_of: NDArray[np.uint8]
+    area: NDArray[np.int64]
     shape: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.class_of)
 
-    @property
-    def area(self) -> NDArray[np.int64]:
-        """Pixels per object, (M,)."""
-        return self._per_object(self.lengths)
-
     def count(self, flags: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Count the True pixels of (H, W) within each object, (M,)."""
         if not self.starts.size:
             return np.zeros(0, np.int64)
-        return self._per_object(np.add.reduceat(flags.ravel(), self.starts, dtype=np.int32))
+        per_run = np.add.reduceat(flags.ravel(), self.starts, dtype=np.int32)
+        return np.bincount(self.of_run, weights=per_run, minlength=len(self)).astype(np.int64)
 
     def paint(self, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Spread a flag per object, (M,), over its pixels, (H, W)."""
@@ -67,15 +65,12 @@ class Objects:
             found[row_of[self.of_run[one][runs]], self.class_of[self.of_run[other][runs]]] = True
         return found
 
-    def _per_object(self, per_run: NDArray) -> NDArray[np.int64]:
-        return np.bincount(self.of_run, weights=per_run, minlength=len(self)).astype(np.int64)
-
 
 def find_objects(mask: NDArray[np.uint8]) -> Objects:
     """Find the 4-connected areas of equal id in a mask, (H, W), uint8."""
     if not mask.size:
         nothing = np.zeros(0, np.intp)
-        return Objects(nothing, nothing, nothing, np.zeros(0, np.uint8), mask.shape)
+        return Objects(nothing, nothing, nothing, np.zeros(0, np.uint8), np.zeros(0, np.int64), mask.shape)
     mask = np.ascontiguousarray(mask)
     first = np.ones(mask.shape, dtype=bool)
     np.not_equal(mask[:, 1:], mask[:, :-1], out=first[:, 1:])
@@ -86,7 +81,9 @@ def find_objects(mask: NDArray[np.uint8]) -> Objects:
         of_run = _join(mask, first, starts)
     class_of = np.full(of_run.max() + 1, VOID, np.uint8)
     class_of[of_run] = mask.ravel()[starts]
-    return Objects(starts, np.diff(starts, append=mask.size), of_run, class_of, mask.shape)
+    lengths = np.diff(starts, append=mask.size)
+    area = np.bincount(of_run, weights=lengths, minlength=len(class_of)).astype(np.int64)
+    return Objects(starts, lengths, of_run, class_of, area, mask.shape)
 
 
 def _join(mask: NDArray[np.uint8], first: NDArray[np.bool_], starts: NDArray[np.intp]) -> NDArray[np.intp]:

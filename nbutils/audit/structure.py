@@ -30,6 +30,7 @@ KINDS = ("shift", "omission", "commission", "boundary", "speckle", "confusion")
 WHOLE_PX, WINDOW_PX, PER_SIDE = 1 << 20, 256, 4
 REACH_PX = 8  # largest displacement looked for
 BOUNDARY_PX = 3  # how far a wrong boundary may lie from the right one
+BLOCK_PX = 1 << 16  # pixels worked on at a time
 SPECKLE_PX = 4  # objects of fewer pixels are speckle
 
 
@@ -67,16 +68,14 @@ def stack(images: list[Counts], n_classes: int) -> Counts:
 
 def count(noisy: Mask, exact: Mask, n_classes: int) -> Counts:
     """Count everything that the audit's statistics are made of, for one pair of masks (H, W)."""
-    for mask in (noisy, exact):
-        if ((mask >= n_classes) & (mask != VOID)).any():
-            _confusion(noisy, exact, n_classes)  # raises
-    band = _bands(squared(boundaries(exact), int(EDGES_PX[-2]) - 2), [(edge - 1) ** 2 for edge in EDGES_PX[1:-1]])
-    joint = _joint(band, exact, noisy, n_classes)
+    band, joint = _by_band(squared(boundaries(exact), int(EDGES_PX[-2]) - 2), exact, noisy, n_classes)
     parts = _windows(exact.shape)
     shift, step, weight = _displacement([(noisy[part], exact[part]) for part in parts])
     moved = noisy if not any(step) else undo_shift(noisy, step)
     found, drawn = find_objects(exact), find_objects(moved)
-    same, known = moved == exact, (moved != VOID) & (exact != VOID)
+    same = moved == exact
+    void = (moved == VOID) | (exact == VOID)
+    known = ~void if void.any() else None
     absent = [_absent(objects, same, known) for objects in (found, drawn)]
     return Counts(
         joint=joint,
@@ -100,23 +99,29 @@ def _windows(shape: tuple[int, int]) -> list[tuple[slice, slice]]:
     return [(slice(y, y + WINDOW_PX), slice(x, x + WINDOW_PX)) for y in starts[0] for x in starts[1]]
 
 
-def _bands(squares: NDArray[np.uint16], limits: list[float]) -> NDArray[np.uint8]:
-    """Number of limits that each squared distance reaches, (H, W)."""
-    band = np.zeros(squares.shape, dtype=np.uint8)
-    for limit in limits:
-        band += squares >= np.uint16(limit)
-    return band
-
-
-def _joint(band: NDArray[np.uint8], exact: Mask, noisy: Mask, k: int) -> NDArray[np.int64]:
+def _by_band(
+    squares: NDArray[np.uint16], exact: Mask, noisy: Mask, k: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Band of distance of every pixel, (H, W), and pixels by band, exact and noisy class, (B, K, K); row by row."""
     n_bands = len(EDGES_PX) - 1
     size = n_bands * (k + 1) ** 2
-    code = band.astype(np.uint16 if size < 1 << 16 else np.uint32)
-    for mask in (exact, noisy):
-        code *= k + 1
-        code += np.minimum(mask, np.uint8(k))
-    table = np.bincount(code.ravel(), minlength=size)
-    return table.reshape(n_bands, k + 1, k + 1)[:, :k, :k].astype(np.int64)
+    band = np.zeros(exact.shape, dtype=np.uint8)
+    table = np.zeros(size, dtype=np.int64)
+    limits = [np.uint16((edge - 1) ** 2) for edge in EDGES_PX[1:-1]]
+    rows = max(1, BLOCK_PX // max(1, exact.shape[1]))
+    for top in range(0, exact.shape[0], rows):
+        part = slice(top, top + rows)
+        for limit in limits:
+            band[part] += squares[part] >= limit
+        code = band[part].astype(np.uint16 if size < 1 << 16 else np.uint32)
+        for mask in (exact[part], noisy[part]):
+            known = np.minimum(mask, np.uint8(k))
+            if np.count_nonzero(known == k) != np.count_nonzero(mask == VOID):
+                _confusion(noisy, exact, k)  # says which ids are no classes
+            code *= k + 1
+            code += known
+        table += np.bincount(code.ravel(), minlength=size)
+    return band, table.reshape(n_bands, k + 1, k + 1)[:, :k, :k]
 
 
 def _outside(noisy: Mask, exact: Mask, k: int, cut: bool) -> NDArray[np.int64]:
@@ -206,12 +211,12 @@ def undo_shift(noisy: Mask, step: tuple[int, int]) -> Mask:
 
 
 def _absent(
-    objects: Objects, same: NDArray[np.bool_], known: NDArray[np.bool_]
+    objects: Objects, same: NDArray[np.bool_], known: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which objects count (some valid pixel), and which of them have their class on less than half of it."""
-    valid = objects.count(known)
+    valid = objects.area if known is None else objects.count(known)
     counts = (valid > 0) & ~is_void(objects)
-    return counts, counts & (2 * objects.count(same & known) < valid)
+    return counts, counts & (2 * objects.count(same) < valid)
 
 
 def _by_size(objects: Objects, counts: NDArray[np.bool_], absent: NDArray[np.bool_], k: int) -> NDArray[np.int64]:
@@ -262,8 +267,7 @@ def _kinds(
     for kind, (objects, absent), other in (("omission", omitted, drawn), ("commission", committed, right)):
         explain(kind, _replaced(objects, absent & (objects.area >= SPECKLE_PX), other, wrong))
     explain("boundary", _beyond_boundary(exact, before, band, wrong))
-    small = committed[0].area < SPECKLE_PX
-    explain("speckle", small[committed[0].at(wrong)] if len(wrong) else np.zeros(0, bool))
+    explain("speckle", committed[0].paint(committed[0].area < SPECKLE_PX).ravel()[wrong])
     found[KINDS.index("confusion")] = len(wrong)
     return found
 
@@ -287,16 +291,20 @@ def _beyond_boundary(
 ) -> NDArray[np.bool_]:
     """Pixels whose noisy class the exact map has within `BOUNDARY_PX`."""
     found = np.zeros(len(pixels), dtype=bool)
+    if not len(pixels):
+        return found
     last = int(np.searchsorted(EDGES_PX, BOUNDARY_PX + 1, side="left"))  # bands that may hold such pixels
     left = np.flatnonzero(band.ravel()[pixels] < last)
     padded = np.pad(exact, BOUNDARY_PX, constant_values=VOID)
     wide = padded.shape[1]
-    rows, columns = np.divmod(pixels, exact.shape[1]) if exact.size else (pixels, pixels)
+    rows, columns = np.divmod(pixels[left], exact.shape[1])
     at = (rows + BOUNDARY_PX) * wide + columns + BOUNDARY_PX
+    wanted = noisy[pixels[left]]
     steps = np.arange(-BOUNDARY_PX, BOUNDARY_PX + 1)
     squares = steps[:, None] ** 2 + steps**2
-    for y, x in sorted(np.argwhere((squares > 0) & (squares <= BOUNDARY_PX**2)) - BOUNDARY_PX, key=lambda p: p @ p):
-        hit = padded.ravel()[at[left] + y * wide + x] == noisy[pixels[left]]
-        found[left[hit]] = True
-        left = left[~hit]
+    offsets = np.argwhere((squares > 0) & (squares <= BOUNDARY_PX**2)) - BOUNDARY_PX
+    for y, x in sorted(offsets.tolist(), key=lambda offset: offset[0] ** 2 + offset[1] ** 2):
+        other = padded.ravel().take(at + (y * wide + x)) != wanted
+        found[left[~other]] = True
+        left, at, wanted = left[other], at[other], wanted[other]
     return found

@@ -119,6 +119,7 @@ def test_a_full_count_leaves_no_error_and_the_numbers_of_the_audit():
     found = sampling.estimate(drawn.sizes, drawn.take(noisy), drawn.take(exact), 4, names=("a", "b", "c", "d"))
     truth = audit.compare(noisy, exact, 4)
     assert found.rate.value == pytest.approx(truth.rate) and found.rate.error == 0
+    assert found.rate.low == found.rate.high == found.rate.value  # nothing is left to chance
     assert found.transition.value == pytest.approx(truth.transition) and found.iou.value == pytest.approx(truth.iou)
     table = found.table().set_index(["statistic", "key"])
     assert table.loc[("transition", "a -> b"), "value"] == pytest.approx(truth.transition[0, 1])
@@ -131,7 +132,10 @@ def test_a_full_count_leaves_no_error_and_the_numbers_of_the_audit():
 
 
 def test_a_class_without_samples_is_nan_and_no_error_seen_is_not_no_error():
-    found = sampling.estimate(1000, [0] * 30, [0] * 30, 3)
+    with np.errstate(all="raise"):
+        found = sampling.estimate(1000, [0] * 30, [0] * 30, 3)
+        by_class = sampling.estimate([1000, 0, 10], [0] * 30 + [2, 2], [0] * 30 + [2, VOID], 3)
+    assert by_class.rate.n == 31 and np.isnan(by_class.users.low[1]) and by_class.producers.value[2] == 1
     assert np.isnan(found.users.value[1:]).all() and np.isnan(found.transition.high[1:]).all()
     assert found.rate.value == 0 and 0.05 < found.rate.high < 0.2
 

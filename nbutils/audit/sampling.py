@@ -181,8 +181,9 @@ def _ratio(sizes: NDArray, counts: NDArray, part: NDArray, whole: NDArray, confi
     value = _divide(sizes @ mean_part, total)
     error = _error(sizes, counts, part, whole, value) / np.where(total > 0, total, np.nan)
     seen = np.rint(n @ mean_whole).astype(np.int64)
-    # what independent pixels the sample is worth, if the share were the same in every stratum, and if it were seen once
-    alike = _divide(total**2, (sizes**2 / n.clip(min=1)) @ mean_whole)
+    # how many independent pixels the sample is worth: as it shows itself; if each stratum had held one pixel more;
+    # and, where no variance shows, if the share were the same in every stratum
+    alike = _divide(total**2, (sizes**2 * _left(sizes, n) / n.clip(min=1)) @ mean_whole)
     more = counts + _prior(counts)
     other_total = sizes @ _means(more, whole)
     other = _divide(sizes @ _means(more, part), other_total)
@@ -191,6 +192,8 @@ def _ratio(sizes: NDArray, counts: NDArray, part: NDArray, whole: NDArray, confi
     shown = _divide(value * (1 - value), error**2)
     size = np.where(error > 0, np.fmin(shown, np.fmax(once, 1)), np.fmin(alike, once))
     low, high = _wilson(value, size, seen, confidence)
+    known = np.isnan(size)  # every pixel was checked, or none of this kind
+    low, high = np.where(known, value, low), np.where(known, value, high)
     return Estimate(*(np.reshape(a, shape) for a in (value, error, low, high, seen)))
 
 
@@ -207,8 +210,13 @@ def _error(sizes: NDArray, counts: NDArray, part: NDArray, whole: NDArray, value
     square = mean_part * (1 - 2 * value) + mean_whole * value**2
     spread = square - (mean_part - value * mean_whole) ** 2
     spread[spread <= 1e-9 * square + 1e-14] = 0  # what rounding left of equal numbers
-    weight = sizes**2 * np.divide((1 - n / sizes).clip(min=0), n - 1, out=np.zeros(len(n)), where=n > 1)
+    weight = sizes**2 * np.divide(_left(sizes, n), n - 1, out=np.zeros(len(n)), where=n > 1)
     return np.sqrt(weight @ spread)
+
+
+def _left(sizes: NDArray, n: NDArray) -> NDArray[np.float64]:
+    """Share of every stratum that was not looked at: the correction for finite strata."""
+    return 1 - np.minimum(n / np.maximum(sizes, 1), 1)
 
 
 def _prior(counts: NDArray) -> NDArray[np.float64]:

@@ -484,7 +484,8 @@ def test_sums_over_boxes_and_blocks():
     assert np.array_equal(cells.box(a, 2), ndimage.convolve(a, np.ones((5, 5)), mode="constant"))
     assert np.array_equal(cells.in_blocks(a, 2), a.reshape(3, 2, 4, 2).sum(axis=(1, 3)))
     assert np.array_equal(cells.in_blocks(a > 3, 2), (a > 3).reshape(3, 2, 4, 2).sum(axis=(1, 3)))
-    assert np.array_equal(cells.in_blocks(cells.spread(a, 3), 3, np.maximum), a)
+    for side in (1, 2, 3):
+        assert np.array_equal(cells.spread(a, side), np.kron(a, np.ones((side, side))))
 
 
 def test_gaps_in_the_ground_are_filled_from_around():

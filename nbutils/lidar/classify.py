@@ -266,7 +266,7 @@ def _above(r: Returns, under: NDArray[np.float32], work: Work) -> tuple[NDArray[
     k, shape = work.block, tuple(n // work.block for n in work.shape)
     size, ground = shape[0] * shape[1], under.ravel()
     top = np.full(ground.size, -np.inf, np.float32)
-    block_of = np.add.outer(np.arange(work.shape[0]) // k * shape[1], np.arange(work.shape[1]) // k).ravel()
+    block_of = spread(np.arange(size).reshape(shape), k).ravel()
     part_of_pulse = np.array([0.0] + [_PULSE // max(n, 1) for n in range(1, 16)] + [_PULSE // 15] * 240)
     sums = {name: np.zeros(size) for name in ("high", "heights", "squares", "skin", "split", "pulses", "echo")}
     high = []

@@ -231,7 +231,13 @@ def in_blocks(cells: NDArray, side: int, how: np.ufunc = np.add) -> NDArray:
 
 def spread(blocks: NDArray, side: int) -> NDArray:
     """Give every cell the value of its block."""
-    return blocks if side == 1 else blocks.repeat(side, axis=1).repeat(side, axis=0)
+    if side == 1:
+        return blocks
+    (height, width), out = blocks.shape, np.empty((blocks.shape[0], side, blocks.shape[1], side), blocks.dtype)
+    for i in range(side):  # twice as fast as `repeat`
+        out[:, 0, :, i] = blocks
+    out[:, 1:] = out[:, :1]
+    return out.reshape(height * side, width * side)
 
 
 def window(cells: NDArray, width: int, how: np.ufunc, mirrored: bool = False) -> NDArray:

@@ -47,6 +47,8 @@ from nbutils.lidar.points import CHUNK, Points
 BACKGROUND, TREE, BUILDING, ROAD = range(4)  # the order of the legend `autogeo4`
 Image = xr.DataArray | tuple[NDArray, Sequence[str]]
 _LEAST_M = 0.7  # returns lower than this are the ground beside a wall or below leaves: their scatter says nothing
+_SKIN_M = 1.0  # returns so far below the highest of their block came through what returned that one
+_DOUBT = 2  # returns that speak neither for leaves nor for a roof: with fewer around a share tells little
 _SPIKE_M = 12.0  # what rises so far above all its neighbours is a bird, a wire or an error
 _PULSE = 360360  # divisible by 1 .. 15: a return's share of its pulse as a whole number makes sums exact in any order
 
@@ -59,11 +61,12 @@ class LidarRules:
         high_m: Lowest height above the ground of trees and buildings.
         multiple_share: Share of pulses with several returns at which a high block is as likely leaves as roof.
         rough_m: The same for roughness; less is asked of what is lower than four metres and cannot scatter as much.
+        hollow_share: The same for the share of returns from far below the top of their block; ground is one of them.
         green_ndvi: The same for NDVI, where an image has it; greener ground is no road.
         cover_share: Least share of returns from above the ground (3 x 3 blocks); less is a wire or a lamp.
         building_width_m: Narrower strips of roof are dropped (walls, fences, parked lorries).
         building_m2: Smaller groups of roof become tree, their likeliest origin.
-        calm_m: How far roofs grow over blocks that are as high and, judged by 3 x 3 blocks, not rough.
+        calm_m: How far roofs grow over blocks that are as high and, judged by 3 x 3 blocks, neither rough nor hollow.
         rim_m: How far they then grow over any that are as high: walls scatter returns as leaves do.
         rim_step_m: How far what they grow over may be higher or lower than the roof beside it.
         hole_m: Gaps in a roof up to this width are filled (chimneys, dormers, machines).
@@ -87,6 +90,7 @@ class LidarRules:
     high_m: float = 2.0
     multiple_share: float = 0.25
     rough_m: float = 0.70
+    hollow_share: float = 0.40
     green_ndvi: float = 0.20
     cover_share: float = 0.15
     building_width_m: float = 3.0
@@ -107,7 +111,7 @@ class LidarRules:
     windows_m: tuple[float, ...] = (3.0, 7.0, 15.0, 31.0, 63.0, 127.0, 255.0)
     step_m: float = 0.5
     jump_m: float = 1.5
-    jump_share: float = 0.4
+    jump_share: float = 0.52
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,7 @@ def measure(points: Source, grid: GeoBox, rules: LidarRules | None = None,
         (metres), `height` (highest return above the ground, metres), `low` (lowest return above the ground); and of
         blocks with their neighbours `multiple` (share of pulses with several returns, 3 x 3), `roughness` (scatter of
         the heights of returns within blocks, metres, at most 1 for a block, 5 x 5), `scatter` (the same, 3 x 3),
+        `hollow` (share of the other returns that lie a metre or more below the highest of their block, 3 x 3),
         `cover` (share of returns from above the ground, 3 x 3), `intensity` (over the 80th percentile of the ground,
         3 x 3) and, with an image, `ndvi`. The attributes give the side of a pixel in metres and that of a block in
         pixels.
@@ -183,15 +188,16 @@ def apply_rules(statistics: xr.Dataset, rules: LidarRules | None = None) -> NDAr
     with np.errstate(invalid="ignore"):  # what is unknown is NaN, and no rule holds for it
         high = (s["height"] >= rules.high_m) & (s["cover"] >= rules.cover_share)
         rough = rules.rough_m * np.clip(s["height"] / 4, 0.4, 1)
-        witnesses = [s["roughness"] / rough, s["multiple"] / rules.multiple_share]
+        hollow = s["hollow"] / rules.hollow_share
+        witnesses = [s["roughness"] / rough, hollow, s["multiple"] / rules.multiple_share]
         witnesses += [s["ndvi"] / block**2 / rules.green_ndvi] if "ndvi" in s else []
-        heard = np.clip(witnesses, 0, 3)
+        heard = np.clip(witnesses, 0, 4)
+        calm = s["scatter"] / rough + hollow < 2
         leaves = np.nansum(heard, axis=0) >= np.isfinite(heard).sum(axis=0)  # the mean of those that know
         asphalt = (s["low"] <= rules.road_low_m) & (s["intensity"] <= rules.road_intensity)
         if "ndvi" in s:
             asphalt &= ~(s["ndvi"] / block**2 >= rules.green_ndvi)
     roof = at_least(opened(high & ~leaves, cells(rules.building_width_m)), rules.building_m2 / side_m**2)
-    calm = s["scatter"] < rough
     roof = _with_rim(roof, high & calm, s["height"], cells(rules.calm_m), rules.rim_step_m)
     roof = _with_rim(roof, high, s["height"], cells(rules.rim_m), rules.rim_step_m)
     roof |= high & ~opened(~roof, cells(rules.hole_m))
@@ -227,7 +233,7 @@ def _measure(points, work: Work, rules: LidarRules, image: Image | None) -> xr.D
     if k > 1:
         under = ndimage.uniform_filter(under, k | 1, mode="nearest")
     top, sums = _above(r, under, work)
-    judged = _judged(sums, in_blocks(count, k), in_blocks(top, k, np.maximum))
+    judged = _judged(sums, in_blocks(count, k), in_blocks(top, k, np.maximum), rules)
     inner, filled, source, far = gaps(count > 0, work, rules.gap_m)
     height, floor, lowest = (filled_from(a, inner, filled, source) for a in (top, under, lowest))
     level = to_blocks(np.where(far, np.inf, height), k, np.maximum)  # beside a void cell nothing is known to be a spike
@@ -253,20 +259,23 @@ def _measure(points, work: Work, rules: LidarRules, image: Image | None) -> xr.D
 def _above(r: Returns, under: NDArray[np.float32], work: Work) -> tuple[NDArray[np.float32], dict[str, NDArray]]:
     """Highest return above the ground of every cell (-inf: none), and sums over blocks.
 
-    The sums: returns from above the ground (`high`), their `heights` and squares; returns of pulses with several
+    The sums: returns from above the ground (`high`), their `heights` and squares, and how many of them lie less than
+    `_SKIN_M` below the highest of their block (`skin`); returns of pulses with several
     (`split`) and their `pulses` in units of 1 / `_PULSE`; intensity of the other returns (`echo`).
     """
     k, shape = work.block, tuple(n // work.block for n in work.shape)
     size, ground = shape[0] * shape[1], under.ravel()
     top = np.full(ground.size, -np.inf, np.float32)
-    block_of = np.add.outer(np.arange(work.shape[0]) // k * shape[1], np.arange(work.shape[1]) // k).ravel()
+    block_of = spread(np.arange(size).reshape(shape), k).ravel()
     part_of_pulse = np.array([0.0] + [_PULSE // max(n, 1) for n in range(1, 16)] + [_PULSE // 15] * 240)
-    sums = {name: np.zeros(size) for name in ("high", "heights", "squares", "split", "pulses", "echo")}
+    sums = {name: np.zeros(size) for name in ("high", "heights", "squares", "skin", "split", "pulses", "echo")}
+    high = []
     for i in range(0, len(r.cell), CHUNK):
         cell, of, echo = r.cell[i : i + CHUNK], r.of[i : i + CHUNK], r.intensity[i : i + CHUNK]
         height, block = r.z[i : i + CHUNK] - ground[cell], block_of[cell]
         np.maximum.at(top, cell, height)
         up, split = np.flatnonzero(height >= _LEAST_M), np.flatnonzero(of > 1)
+        high.append((block[up], height[up]))
         up_at, up_by, split_at = block[up], height[up].astype(np.float64), block[split]
         wanted = [("high", up_at, None), ("heights", up_at, up_by), ("squares", up_at, up_by * up_by)]
         if len(split):
@@ -275,6 +284,9 @@ def _above(r: Returns, under: NDArray[np.float32], work: Work) -> tuple[NDArray[
             wanted.append(("echo", block, np.where(of > 1, 0, echo)))
         for name, at, weight in wanted:
             sums[name] += np.bincount(at, weight, size)
+    skin = in_blocks(top.reshape(work.shape), k, np.maximum).ravel() - np.float32(_SKIN_M)
+    for block, height in high:
+        sums["skin"] += np.bincount(block[height > skin[block]], minlength=size)
     return top.reshape(work.shape), {name: a.reshape(shape) for name, a in sums.items()}
 
 
@@ -293,11 +305,12 @@ def _bright(intensity: NDArray, returns: NDArray) -> float:
     return float(intensity[order][np.searchsorted(below, 0.8 * below[-1])])
 
 
-def _judged(sums: dict[str, NDArray], count: NDArray, level: NDArray) -> dict[str, NDArray]:
+def _judged(sums: dict[str, NDArray], count: NDArray, level: NDArray, rules: LidarRules) -> dict[str, NDArray]:
     """The layers that are judged by blocks with their neighbours; NaN where the file does not tell."""
     unknown = np.full(count.shape, np.nan, np.float32)
-    high, split, echo, pulses, count = (  # exact so far
-        a.astype(np.float32) for a in (sums["high"], sums["split"], sums["echo"], sums["pulses"] / _PULSE, count)
+    sums = {**sums, "pulses": sums["pulses"] / _PULSE, "count": count}  # exact so far
+    high, skin, split, echo, pulses, count = (
+        sums[name].astype(np.float32) for name in ("high", "skin", "split", "echo", "pulses", "count")
     )
     with np.errstate(invalid="ignore", divide="ignore"):
         scatter = (sums["squares"] - sums["heights"] ** 2 / sums["high"]).astype(np.float32)
@@ -309,9 +322,12 @@ def _judged(sums: dict[str, NDArray], count: NDArray, level: NDArray) -> dict[st
         multiple = unknown if not split.any() else 1 - single / (single + box(pulses, 1))
         intensity = unknown if not echo.any() else box(echo, 1) / single
         cover = box(high, 1) / returns
+    others = box(np.maximum(count - 1, 0), 1)  # the highest of a block is never below itself
+    hollow = (others - box(np.maximum(skin - 1, 0), 1) + _DOUBT * rules.hollow_share) / (others + _DOUBT)
     on_ground = (level < 0.5) & np.isfinite(level) & (intensity > 0)
     intensity = intensity / _bright(intensity[on_ground], count[on_ground])
-    return {"multiple": multiple, "roughness": wide, "scatter": near, "cover": cover, "intensity": intensity}
+    return {"multiple": multiple, "roughness": wide, "scatter": near, "hollow": hollow, "cover": cover,
+            "intensity": intensity}  # fmt: skip
 
 
 def _ndvi(image: Image, grid: GeoBox) -> NDArray[np.float32]:

@@ -84,8 +84,8 @@ def _pits(lowest: NDArray[np.float32], block_m: float) -> tuple[NDArray, NDArray
 
 def _filtered(surface: NDArray[np.float32], known: NDArray[np.bool_], block_m: float, rules: Rules):
     """Which blocks hold ground; shape (H, W), bool."""
-    covered = window(known, 5, np.maximum)
-    ground, cut = known.copy(), surface
+    covered = window(window(known, 5, np.maximum), 5, np.minimum)  # no farther than there are returns
+    beyond, ground, cut = ~covered, known.copy(), surface
     bend = 2 * surface - window(surface, 3, np.minimum) - window(surface, 3, np.maximum)
     edge, foot = bend >= rules.jump_m, bend <= -rules.jump_m
     beside_edge = window(edge, 3, np.maximum)
@@ -95,7 +95,7 @@ def _filtered(surface: NDArray[np.float32], known: NDArray[np.bool_], block_m: f
         if width_m > _TESTED_M:
             inner = raised & ~edge & ~foot
             groups, count = ndimage.label(inner)
-            rim = inner & ~window(inner, 3, np.minimum)
+            rim = inner & ~window(inner | beyond, 3, np.minimum)  # the scene's edge tells nothing
             falls = rim & beside_edge
             area, falls, ends = (np.bincount(groups[m], minlength=count + 1) for m in (inner, falls, rim & ~falls))
             # a hill with many walls has many edges too, but not for its size

@@ -106,7 +106,14 @@ class MoCo(nn.Module):
         self.generator = torch.Generator().manual_seed(seed)
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
-        """Return the contrastive loss of two random views of (N, B, H, W) images; masks are not looked at."""
+        """Return the contrastive loss of two random views of (N, B, H, W) images; masks are not looked at.
+
+        Raises:
+            ValueError: There are fewer than two images for each of the groups that BatchNorm sees.
+        """
+        if len(images) < 2 * self.groups:
+            need = 2 * self.groups
+            raise ValueError(f"MoCo compares batches of {need} images or more, got {len(images)}; raise the batch size")
         query = self.head(_pooled(self.encoder, random_view(images, self.generator), self.groups))
         with torch.no_grad():
             update_momentum(self.encoder, self.key_encoder, self.momentum)

@@ -299,7 +299,8 @@ def _train(run: Run, data: PatchSet, store: Path) -> tuple[nn.Module, list[dict[
         chosen = chosen.budget(run.budget, run.seed)
     if run.arm == "moco" and run.stage == "pretrain":
         trained = _Encoder(_build(run, data, "unet", 2).encoder)
-        objective = objectives.MoCo(trained.encoder, seed=run.seed)
+        queue = max(run.batch_size, min(256, len(chosen) // 3))  # shorter than an epoch by far: see MoCo
+        objective = objectives.MoCo(trained.encoder, seed=run.seed, queue=queue)
         return trained, training.fit(objective, chosen, "noisy", plan)
     network = _build(run, data, run.decoder, run.classes)
     if run.parent is not None:

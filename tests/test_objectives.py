@@ -101,3 +101,9 @@ def test_moco_pairs_each_query_with_its_own_key(monkeypatch):
     moco(torch.rand(8, 4, 32, 32))
     query, key = seen[0]
     torch.testing.assert_close(query, key, atol=1e-4, rtol=1e-4)
+
+
+def test_moco_refuses_batches_too_small_for_the_groups_of_its_batchnorm():
+    encoder = networks.build("tu-test_resnet", "unet", in_channels=4, n_classes=2, seed=0).encoder
+    with pytest.raises(ValueError, match="4 images or more, got 3"):
+        objectives.MoCo(encoder, seed=0)(torch.rand(3, 4, 32, 32))

@@ -14,7 +14,7 @@ import pytest
 import rates
 from toy import toy_patches
 
-from nbutils import ROOT, patches, store, study
+from nbutils import ROOT, objectives, patches, store, study
 
 COMMON = dict(encoder="tu-test_resnet", width="slim", steps=3, batch_size=4, precision="fp32")
 
@@ -212,3 +212,12 @@ def test_learning_rates_are_those_that_the_search_chose():
     cells = tried.groupby(["arm", "pretraining_rate", "finetuning_rate", "frozen"], dropna=False).seed.nunique()
     assert (cells == len(rates.SEEDS)).all()  # every arm had the same chances
     assert set(tried[tried.arm != "random"].groupby("arm").pretraining_rate.nunique()) == {len(rates.PRETRAINING)}
+
+
+def test_the_queue_of_moco_is_shorter_than_an_epoch(data, tmp_path, monkeypatch):
+    """Keys of the epoch before would have each image repelled by itself."""
+    seen = []
+    build = objectives.MoCo
+    monkeypatch.setattr(objectives, "MoCo", lambda *args, **named: seen.append(named["queue"]) or build(*args, **named))
+    study.execute(study.pretraining(data, "moco", seed=0, **COMMON), tmp_path)
+    assert COMMON["batch_size"] <= seen[0] <= max(COMMON["batch_size"], len(data.split("pretrain")) // 3)

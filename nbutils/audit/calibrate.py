@@ -1,12 +1,12 @@
 """Calibration: learn from a few audited masks how a map errs, and break exact masks elsewhere in the same way.
 
-The model has three parts. *Where the map lies*: one shift per scene, as audited. *What it misses*: objects are lost with
-a probability that depends on their class and size. *How it errs otherwise*: a table of the class the map gives, by exact
-class, nearest other class and distance to it, with rows of its own for lost objects. Errors happen where a smooth random
-field falls below the quantile that the table asks for, so that they come in patches, and a boundary that is off by three
-pixels is off by two and one as well. That is truncated Gaussian simulation, as geostatistics has it (Matheron et al.
-1987, SPE 16753), with proportions given by the exact map. The field mixes several correlation lengths; their shares are
-read from the autocorrelation of the audited errors.
+The model has three parts. *Where the map lies*: one shift per scene, as audited. *What it misses*: objects are lost
+with a probability that depends on their class and size. *How it errs otherwise*: a table of the class the map gives, by
+exact class, nearest other class and distance to it, with rows of its own for lost objects. Errors happen where a smooth
+random field falls below the quantile that the table asks for: they come in patches, and a boundary that is off by
+three pixels is off by two and one as well. That is truncated Gaussian simulation, as geostatistics has it (Matheron et
+al. 1987, SPE 16753), with proportions given by the exact map. The field mixes several correlation lengths; their shares
+are read from the autocorrelation of the audited errors.
 
 The exact mask may be in a richer legend than the map: a car park that is *other impervious* there and *background* in
 the map's legend is mistaken for a road far more often than a lawn is.
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 from skimage import measure
 
+from nbutils.audit import structure
 from nbutils.audit.findings import pool, statistics_of, with_intervals
 from nbutils.audit.structure import displacement
 from nbutils.distance import boundary_distance, near
@@ -32,10 +33,12 @@ from nbutils.noise import smooth_field
 
 Mask = NDArray[np.uint8]
 BANDS_PX = np.array([1, 2, 3, 4, 6, 9, 14])  # distance to the nearest boundary, each up to the next
-SIZES_PX = np.array([0, 16, 64, 256, 1024, 4096])  # pixels of an object, each up to the next
+SIZES_PX = np.array(structure.SIZES_PX[:-1])  # pixels of an object, each up to the next
 LENGTHS_PX = np.array([0.0, 2, 5, 12, 30, 80])  # correlation lengths that the field mixes
 LAGS_PX = np.array([1, 2, 3, 5, 8, 13, 21, 34])  # at which the autocorrelation of errors is matched
+CHOICE_PX = 40.0
 _PRIOR_PX = 50.0  # pixels that a wider average counts for beside a cell's own
+_LEAST_SHARE = 0.02  # of a map's objects may be smaller than what counts as its smallest
 _STEP = 0.7  # of the way that each round of corrections goes
 
 
@@ -46,15 +49,17 @@ class Calibrated:
     Attributes:
         to_noisy: The map's class for every exact class when it is right, (K,).
         shifts_px: Displacements (down, right) of the audited scenes, whole pixels, (S, 2).
-        omission: Probability that an object is lost, by map class and size (`SIZES_PX`), (C, 6).
-        table: Probability of every map class, (2, K, C + 1, B, C): object kept or lost, exact class, nearest other class
-            (C: none near), distance (`BANDS_PX`; the first stands for all in lost objects).
+        least_px: Smallest area the map shows of each of its classes, (C,); smaller errors are not made.
+        omission: Probability that an object is lost, by map class and size (`SIZES_PX`), (C, S).
+        table: Probability of every map class, (2, K, C + 1, B, C): object kept or lost, exact class, nearest other
+            class (C: none near), distance (`BANDS_PX`; the first stands for all in lost objects).
         offset: Correction of the log odds of an error so that the audited rates come out, (2, K, B).
         shares: Share of each of `LENGTHS_PX` in the variance of the field, (6,).
     """
 
     to_noisy: NDArray[np.intp]
     shifts_px: NDArray[np.intp] = field(repr=False)
+    least_px: NDArray[np.float64] = field(repr=False)
     omission: NDArray[np.float64] = field(repr=False)
     table: NDArray[np.float64] = field(repr=False)
     offset: NDArray[np.float64] = field(repr=False)
@@ -137,10 +142,13 @@ class Calibrated:
         others = self.table[tuple(index[changed] for index in at)]
         others[np.arange(len(others)), ground.right[changed]] = 0
         steps = np.cumsum(others, axis=1)
-        draw = special.ndtr(self._field(exact.shape, rng)[changed]) * steps[:, -1]
+        choice = smooth_field(exact.shape, CHOICE_PX, rng)  # slow, so that an error in company becomes one class
+        draw = special.ndtr(choice[changed]) * steps[:, -1]
         noisy = np.where(ground.valid, ground.right, VOID).astype(np.uint8)
         noisy[changed] = np.minimum((draw[:, None] >= steps).sum(axis=1), others.shape[1] - 1)
-        return noisy
+        objects, size, class_of = _objects(noisy)
+        small = (size < self.least_px[class_of])[objects]
+        return np.where(small & ground.valid, ground.right, noisy).astype(np.uint8)
 
     def _levels(self, ground: "_Ground", rng: np.random.Generator) -> NDArray[np.float32]:
         """Numbers uniform in (0, 1) at every pixel; low on one side of a boundary where they are high on the other.
@@ -204,14 +212,14 @@ def fit(
     table, omission = _count(audited, len(to_noisy), n_classes)
     wanted, rates = _company(audited, table), _errors(audited, len(to_noisy))
     target, offset = wanted.copy(), np.zeros(rates.shape[1:])
-    vectors = np.stack(list(shifts.values()))
-    made = Calibrated(to_noisy, vectors, omission, table, offset, _shares(target))
+    vectors, least = np.stack(list(shifts.values())), _least(noisy, n_classes)
+    made = Calibrated(to_noisy, vectors, least, omission, table, offset, _shares(target))
     for _ in range(rounds):
         masks = [made._break(np.where(g.valid, g.own, VOID).astype(np.uint8), rng) for g in grounds]
         again = [_Audited(mask, ground, _lost(mask, ground)) for mask, ground in zip(masks, grounds, strict=True)]
         target = np.clip(target + _STEP * (wanted - _company(again, table)), 0, 0.99)
         offset = offset + _STEP * (_log_odds(rates) - _log_odds(_errors(again, len(to_noisy))))
-        made = Calibrated(to_noisy, vectors, omission, table, offset, _shares(target))
+        made = Calibrated(to_noisy, vectors, least, omission, table, offset, _shares(target))
     return made
 
 
@@ -274,10 +282,7 @@ class _Ground:
             distance = np.where(right == k, np.inf, near(right == k, 2 * BANDS_PX[-1]))
             closer = distance < least
             least[closer], nearest[closer] = distance[closer], k
-        objects, n = measure.label(right, background=VOID, connectivity=1, return_num=True)
-        class_of = np.zeros(n + 1, np.intp)
-        class_of[objects[valid]] = right[valid]
-        size = np.bincount(objects.ravel(), minlength=n + 1)
+        objects, size, class_of = _objects(right)
         own = np.where(valid, exact, 0).astype(np.intp)
         return cls(
             own, np.where(valid, right, 0).astype(np.intp), valid, band, nearest, objects, size, class_of, n_classes
@@ -286,7 +291,7 @@ class _Ground:
     @property
     def bins(self) -> NDArray[np.intp]:
         """Size class of every object."""
-        return np.searchsorted(SIZES_PX, self.size, side="right") - 1
+        return np.maximum(np.searchsorted(SIZES_PX, self.size, side="right") - 1, 0)
 
     def at(
         self, lost: NDArray[np.bool_]
@@ -303,6 +308,25 @@ class _Audited:
     noisy: Mask
     ground: _Ground
     lost: NDArray[np.bool_]
+
+
+def _objects(mask: Mask) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """4-connected areas of one class: number at every pixel (0: void), and size and class of each."""
+    objects, n = measure.label(mask, background=VOID, connectivity=1, return_num=True)
+    class_of = np.zeros(n + 1, np.intp)
+    class_of[objects[objects > 0]] = mask[objects > 0]
+    return objects, np.bincount(objects.ravel(), minlength=n + 1), class_of
+
+
+def _least(noisy: list[Mask], n_classes: int) -> NDArray[np.float64]:
+    """Areas that next to all objects of a class in the map reach; those the image cuts are not looked at."""
+    areas: list[list[int]] = [[] for _ in range(n_classes)]
+    for mask in noisy:
+        objects, size, class_of = _objects(mask)
+        cut = np.unique(np.concatenate([objects[0], objects[-1], objects[:, 0], objects[:, -1]]))
+        for i in np.setdiff1d(np.arange(1, len(size)), cut):
+            areas[class_of[i]].append(size[i])
+    return np.array([np.quantile(own, _LEAST_SHARE) if own else 0 for own in areas])
 
 
 def _lost(noisy: Mask, ground: _Ground) -> NDArray[np.bool_]:
@@ -337,8 +361,11 @@ def _count(audited: list[_Audited], k: int, n_classes: int) -> tuple[NDArray[np.
         np.add.at(objects, (a.lost[1:].astype(np.intp), a.ground.class_of[1:], a.ground.bins[1:]), 1)
     by_class = _mixed(counts.sum(axis=(2, 3)), counts.sum(axis=(0, 2, 3))[None])
     by_band = _mixed(counts.sum(axis=2), by_class[:, :, None])
-    share = objects[1].sum(axis=1) / np.maximum(objects.sum(axis=(0, 2)), 1)
-    return _mixed(counts, by_band[:, :, None]), (objects[1] + 2 * share[:, None]) / (objects.sum(axis=0) + 2)
+    omission = np.zeros(objects.shape[1:])
+    before = objects[1].sum(axis=1) / np.maximum(objects.sum(axis=(0, 2)), 1)
+    for size in range(len(SIZES_PX)):  # where few objects were seen, those a size smaller have a say
+        before = omission[:, size] = (objects[1, :, size] + before) / (objects[:, :, size].sum(axis=0) + 1)
+    return _mixed(counts, by_band[:, :, None]), omission
 
 
 def _mixed(counts: NDArray[np.float64], wider: NDArray[np.float64]) -> NDArray[np.float64]:

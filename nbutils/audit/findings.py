@@ -1,7 +1,7 @@
 """Every statistic of the audit in one table, with intervals over images."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -199,6 +199,34 @@ def examine(
     return with_intervals(
         statistics_of(noisy, exact, legend_or_n, gsd_m=gsd_m), rng=rng, n_draws=n_draws, confidence=confidence
     )
+
+
+def pool(findings: Findings, groups: Sequence[str] | None) -> Findings:
+    """Add up the images of each group, so that intervals draw groups: patches of one scene err together.
+
+    Args:
+        findings: Of N images.
+        groups: Name of each image's group, as its scene; None changes nothing.
+
+    Returns:
+        The same with one entry per group in `counts`; displacements are averaged by their weight. Without intervals.
+
+    Raises:
+        ValueError: There is not one name per image.
+    """
+    if groups is None:
+        return findings
+    counts, names = findings.counts, list(groups)
+    if len(names) != len(counts.joint):
+        raise ValueError(f"{len(names)} groups were given for {len(counts.joint)} images")
+    of = np.array([names.index(name) for name in names])
+    summed = {
+        f.name: np.stack([getattr(counts, f.name)[of == i].sum(axis=0) for i in np.unique(of)]) for f in fields(counts)
+    }
+    moved = np.nan_to_num(counts.shift) * counts.shift_weight[:, None]
+    moved = np.stack([moved[of == i].sum(axis=0) for i in np.unique(of)])
+    summed["shift"] = _ratios(moved, summed["shift_weight"][:, None])
+    return replace(findings, counts=Counts(**summed), intervals=None)
 
 
 def with_intervals(

@@ -70,7 +70,7 @@ def count(noisy: Mask, exact: Mask, n_classes: int) -> Counts:
     """Count everything that the audit's statistics are made of, for one pair of masks (H, W)."""
     band, joint = _by_band(squared(boundaries(exact), int(EDGES_PX[-2]) - 2), exact, noisy, n_classes)
     parts = _windows(exact.shape)
-    shift, step, weight = _displacement([(noisy[part], exact[part]) for part in parts])
+    shift, step, weight = displacement([(noisy[part], exact[part]) for part in parts])
     moved = noisy if not any(step) else undo_shift(noisy, step)
     found, drawn = find_objects(exact), find_objects(moved)
     same = moved == exact
@@ -147,7 +147,7 @@ def _outside(noisy: Mask, exact: Mask, k: int, cut: bool) -> NDArray[np.int64]:
     return beyond
 
 
-def _displacement(pairs: list[tuple[Mask, Mask]]) -> tuple[NDArray[np.float64], tuple[int, int], int]:
+def displacement(pairs: list[tuple[Mask, Mask]]) -> tuple[NDArray[np.float64], tuple[int, int], int]:
     """Displacement of noisy masks against exact ones, of one image: sub-pixel, in whole pixels, and its weight.
 
     The share of agreeing pixels over displacements is symmetric about the true one, whatever else is wrong alike

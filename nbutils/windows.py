@@ -13,9 +13,14 @@ from numpy.typing import NDArray
 from nbutils import cards, files, labelling, legend, maps, noise, sources, vectors
 from nbutils.legend import VOID
 from nbutils.lidar import cells, classify, ground, points
+from nbutils.noise import fields, geometry, objects, pixels, recipes
 
 # what is in a patch
-MAKERS = (cards, cells, classify, files, ground, labelling, legend, maps, noise, points, sources, vectors)
+MAKERS = (
+    *(cards, files, labelling, legend, maps, sources, vectors),
+    *(cells, classify, ground, points),
+    *(noise, fields, geometry, objects, pixels, recipes),
+)
 
 
 class Ground(ExitStack):

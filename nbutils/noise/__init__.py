@@ -1,0 +1,35 @@
+"""Label noise: operators that break an exact mask in the ways maps are wrong, and recipes that combine them.
+
+Every operator takes masks of shape (H, W), or (N, H, W) for N independent ones, and returns the noisy copy and where
+it differs. Void (255) stays where it is and never spreads; only classes of the mask's legend come out; the caller
+passes the random generator. Strength 0 changes nothing.
+
+Where the operators come from: pixels flipped independently are the textbook noise and the easiest one; removing and
+displacing whole objects follows AIO2 (Liu et al., TGRS 2024), which also erodes and dilates object by object, where
+`move_boundaries` does both along one smooth field. Confusion between classes in patches is our own stand-in for
+what product comparisons report (grass, shrub and bare soil are confused often, water seldom).
+"""
+
+from nbutils.noise.fields import Mask, Noisy, smooth_field
+from nbutils.noise.geometry import move_boundaries, shift_mask
+from nbutils.noise.objects import omit_objects
+from nbutils.noise.pixels import CONFUSED_PAIRS, confuse_classes, confusion_matrix, flip_labels
+from nbutils.noise.recipes import RECIPES, STEPS, Recipe, Report, report
+
+__all__ = [
+    "CONFUSED_PAIRS",
+    "Mask",
+    "Noisy",
+    "RECIPES",
+    "Recipe",
+    "Report",
+    "STEPS",
+    "confuse_classes",
+    "confusion_matrix",
+    "flip_labels",
+    "move_boundaries",
+    "omit_objects",
+    "report",
+    "shift_mask",
+    "smooth_field",
+]

@@ -1,0 +1,123 @@
+"""Pixels that change their class: each on its own, by a matrix, and in patches."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from nbutils.legend import VOID, Legend
+from nbutils.noise.fields import Mask, Noisy, check_mask, check_pixels, check_rate, smooth_field
+
+
+def flip_labels(mask: Mask, rate: float, n_classes: int, *, rng: np.random.Generator) -> Noisy:
+    """Replace a share of pixels by another class, each pixel on its own.
+
+    Args:
+        mask: Class ids, shape (H, W) or (N, H, W), uint8; void is left alone.
+        rate: Expected share of valid pixels to change, in [0, 1].
+        n_classes: Number of classes K; the new class is drawn evenly from the K - 1 others.
+        rng: Source of randomness.
+
+    Returns:
+        noisy: Same shape and type.
+        changed: True where the class differs.
+
+    Raises:
+        TypeError: `mask` is not uint8.
+        ValueError: `rate` outside [0, 1], or an id that is neither a class nor void.
+    """
+    check_mask(mask, n_classes)
+    check_rate(rate)
+    changed = (mask != VOID) & (rng.random(mask.shape, dtype=np.float32) < rate)
+    noisy = mask.copy()
+    step = rng.integers(1, n_classes, size=int(changed.sum()))  # 1..K-1: never back to itself
+    noisy[changed] = (mask[changed] + step) % n_classes
+    return noisy, changed
+
+
+def confuse_classes(
+    mask: Mask, matrix: NDArray[np.floating], *, rng: np.random.Generator, correlation_px: float = 0.0
+) -> Noisy:
+    """Replace classes by others with class-wise probabilities, pixel by pixel or in patches.
+
+    Args:
+        mask: Class ids, shape (H, W) or (N, H, W), uint8; void is left alone.
+        matrix: Shape (K, K); row i holds the probabilities that class i is mapped as class 0 .. K-1, summing to 1.
+        rng: Source of randomness.
+        correlation_px: Size of the patches in which errors agree (see `smooth_field`); 0: every pixel on its own.
+            The rates of the matrix hold in expectation either way; one image strays more from them in patches.
+
+    Returns:
+        noisy, changed: as `flip_labels`.
+
+    Raises:
+        ValueError: `matrix` is not square, has negative entries or rows that do not sum to 1.
+    """
+    matrix = np.asarray(matrix, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"matrix is (K, K), got {matrix.shape}")
+    if (matrix < 0).any() or not np.allclose(matrix.sum(axis=1), 1, atol=1e-6):
+        sums = np.round(matrix.sum(axis=1), 4).tolist()
+        raise ValueError(f"rows of matrix are probabilities that sum to 1; rows sum to {sums}, least {matrix.min():g}")
+    check_mask(mask, len(matrix))
+    check_pixels("correlation_px", correlation_px)
+    images = mask[None] if mask.ndim == 2 else mask
+    noisy = np.stack([_confuse(image, matrix, rng, correlation_px) for image in images]) if images.size else images
+    return (noisy := noisy.reshape(mask.shape)), noisy != mask
+
+
+def _confuse(mask: Mask, matrix: NDArray, rng: np.random.Generator, correlation_px: float) -> Mask:
+    """Two independent fields: the first says where a class is lost, the second what it becomes."""
+    lost = np.zeros(256, dtype=np.float32)
+    lost[: len(matrix)] = 1 - np.diagonal(matrix)
+    if correlation_px > 0:
+        first = smooth_field(mask.shape, correlation_px, rng)
+        threshold = special.ndtri(lost.astype(np.float64)).astype(np.float32)  # -inf at 0: never
+        changed = first < threshold[mask]
+        second = special.ndtr(smooth_field(mask.shape, 2 * correlation_px, rng)[changed])
+    else:
+        changed = rng.random(mask.shape, dtype=np.float32) < lost[mask]
+        second = rng.random(int(changed.sum()))
+    others = matrix * (1 - np.eye(len(matrix)))
+    total = others.sum(axis=1, keepdims=True)
+    steps = np.cumsum(others / np.where(total > 0, total, 1), axis=1)
+    noisy, before = mask.copy(), mask[changed]
+    after = before.copy()
+    for i in np.flatnonzero(total[:, 0] > 0):
+        here = before == i
+        last = np.flatnonzero(others[i])[-1]  # rounding in the sum must not reach a class of probability 0
+        after[here] = np.minimum(np.searchsorted(steps[i], second[here], side="right"), last)
+    noisy[changed] = after
+    return noisy
+
+
+CONFUSED_PAIRS: tuple[tuple[str, str, float], ...] = (
+    *(("land", "vegetation", 3.0), ("land", "road", 2.0), ("land", "building", 1.0)),
+    *(("building", "road", 1.0), ("land", "water", 0.3)),
+    *(("tree canopy", "grass/shrub", 3.0), ("grass/shrub", "bare soil", 3.0), ("water", "bare soil", 0.3)),
+    *(("roads", "other impervious", 3.0), ("buildings", "other impervious", 2.0), ("bare soil", "railroads", 1.0)),
+    *(("railroads", "other impervious", 3.0), ("bare soil", "other impervious", 2.0)),
+)
+"""Pairs of classes a map mixes up, with weights: what looks alike from above. Our choice, not a measurement."""
+
+
+def confusion_matrix(legend: Legend | int, rate: float) -> NDArray[np.float64]:
+    """Make a matrix for `confuse_classes` in which every class is lost at the same rate, to classes alike.
+
+    Args:
+        legend: A legend whose names occur in `CONFUSED_PAIRS`; a class of no pair, or a mere number of classes,
+            loses to all others evenly.
+        rate: Probability that a pixel's class is lost, in [0, 1].
+
+    Returns: Matrix (K, K), rows sum to 1, diagonal 1 - rate.
+    """
+    check_rate(rate)
+    k = legend if isinstance(legend, int) else len(legend)
+    weights = np.zeros((k, k))
+    for a, b, weight in () if isinstance(legend, int) else CONFUSED_PAIRS:
+        if a in legend.names and b in legend.names:
+            i, j = legend.index(a), legend.index(b)
+            weights[i, j] = weights[j, i] = weight
+    alone = ~weights.any(axis=1)
+    weights[alone] = 1
+    np.fill_diagonal(weights, 0)
+    return rate * weights / weights.sum(axis=1, keepdims=True) + (1 - rate) * np.eye(k)

@@ -74,10 +74,9 @@ def smooth_field(shape: tuple[int, int], correlation_px: float, rng: np.random.G
     if correlation_px <= 1:
         return rng.standard_normal(shape, dtype=np.float32)
     spacing = correlation_px / 1.155  # a cubic B-spline is a Gaussian of sigma = spacing / sqrt(3); 1/e at 2 sigma
-    weights = [_spline_weights(size, spacing, rng.random()) for size in shape]
-    coarse = rng.standard_normal((weights[0].shape[1], weights[1].shape[1]), dtype=np.float32)
-    rows = weights[0] @ coarse  # (H, coarse columns)
-    return np.ascontiguousarray((weights[1] @ np.ascontiguousarray(rows.T)).T)
+    down, right = (_spline_weights(size, spacing, rng.random()) for size in shape)
+    knots = rng.standard_normal((right.shape[1], down.shape[1]), dtype=np.float32)
+    return down @ np.ascontiguousarray((right @ knots).T)  # the large product last, along rows: no large transpose
 
 
 def _spline_weights(size: int, spacing: float, phase: float) -> sparse.csr_array:
@@ -90,3 +89,70 @@ def _spline_weights(size: int, spacing: float, phase: float) -> sparse.csr_array
     starts = np.arange(0, 4 * size + 1, 4)
     shape = (size, int(first[-1]) + 4)
     return sparse.csr_array((taps.ravel().astype(np.float32), columns.ravel(), starts), shape=shape)
+
+
+def uniform_field(shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.uint16]:
+    """Draw a random integer per pixel, independent of the others."""
+    return rng.integers(0, 1 << 16, shape, dtype=np.uint16)
+
+
+def rounded(expected: NDArray[np.floating] | float, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Round up or down at random, so that the mean over many draws is what was expected."""
+    expected = np.asarray(expected, dtype=np.float64)
+    return np.floor(np.round(expected, 9) + rng.random(expected.shape)).astype(np.int64)
+
+
+def count_ids(ids: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Number of pixels of each id, shape (256,)."""
+    flat = np.ascontiguousarray(ids).ravel()
+    pairs = np.bincount(flat[: flat.size // 2 * 2].view(np.uint16), minlength=1 << 16).reshape(256, 256)
+    return pairs.sum(axis=0) + pairs.sum(axis=1) + np.bincount(flat[flat.size // 2 * 2 :], minlength=256)
+
+
+def lowest(
+    field: NDArray, groups: NDArray[np.uint8], wanted: NDArray[np.integer], spread: float = 4.0
+) -> list[NDArray[np.intp]]:
+    """Find in each group the pixels where a field is lowest, as many as wanted, exactly.
+
+    Candidates lie below a quantile of a part of the pixels, a little above the one wanted; of these the surplus is
+    dropped by order statistics. Equal values go by position.
+
+    Args:
+        field: Any values, shape (H, W).
+        groups: Id of the group of each pixel, shape (H, W), uint8; ids beyond `wanted` belong to none.
+        wanted: Number of pixels per group.
+        spread: Standard deviations of the count by which the quantile is put higher.
+
+    Returns:
+        Per group the places in the flattened field, ascending.
+    """
+    step = 4 if field.size >= 1 << 18 else 1
+    part, part_groups = field[::step, ::step], groups[::step, ::step]
+    least = -np.inf if field.dtype.kind == "f" else 0
+    limits = np.full(256, least, dtype=field.dtype)
+    sizes = count_ids(groups)
+    for group in np.flatnonzero(wanted):
+        share, values = wanted[group] / sizes[group], part[part_groups == group]
+        rank = int(share * len(values) + spread * np.sqrt(share * (1 - share) * len(values)) + spread)
+        highest = np.inf if field.dtype.kind == "f" else np.iinfo(field.dtype).max
+        limits[group] = highest if rank >= len(values) else np.partition(values, rank)[rank]
+    places = np.flatnonzero(field < limits[groups])
+    of = groups.ravel()[places]
+    order = np.argsort(of, kind="stable")
+    ends = np.cumsum(np.bincount(of, minlength=256))[: len(wanted)]
+    parts = np.split(places[order], ends)
+    found = []
+    for group, count in enumerate(wanted.tolist()):
+        here = parts[group] if len(parts[group]) >= count else np.flatnonzero(groups == group)
+        found.append(here[_lowest(field.ravel()[here], count)])
+    return found
+
+
+def _lowest(values: NDArray, count: int) -> NDArray[np.bool_]:
+    """True at the `count` lowest values."""
+    if count in (0, len(values)):
+        return np.full(len(values), bool(count))
+    last = np.partition(values, count - 1)[count - 1]
+    keep = values < last
+    keep[np.flatnonzero(values == last)[: count - int(keep.sum())]] = True
+    return keep

@@ -2,10 +2,22 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from nbutils.legend import VOID, Legend
-from nbutils.noise.fields import Mask, Noisy, check_mask, check_pixels, check_rate, smooth_field
+from nbutils.noise.fields import (
+    Mask,
+    Noisy,
+    check_mask,
+    check_pixels,
+    check_rate,
+    lowest,
+    per_image,
+    rounded,
+    smooth_field,
+    uniform_field,
+)
+
+Pairs = tuple[tuple[str, str, float], ...]
 
 
 def flip_labels(mask: Mask, rate: float, n_classes: int, *, rng: np.random.Generator) -> Noisy:
@@ -13,7 +25,7 @@ def flip_labels(mask: Mask, rate: float, n_classes: int, *, rng: np.random.Gener
 
     Args:
         mask: Class ids, shape (H, W) or (N, H, W), uint8; void is left alone.
-        rate: Expected share of valid pixels to change, in [0, 1].
+        rate: Share of valid pixels to change in each image, in [0, 1]; met to within one pixel.
         n_classes: Number of classes K; the new class is drawn evenly from the K - 1 others.
         rng: Source of randomness.
 
@@ -27,24 +39,39 @@ def flip_labels(mask: Mask, rate: float, n_classes: int, *, rng: np.random.Gener
     """
     check_mask(mask, n_classes)
     check_rate(rate)
-    changed = (mask != VOID) & (rng.random(mask.shape, dtype=np.float32) < rate)
+    return _flip(mask, rate, n_classes, rng=rng)
+
+
+@per_image
+def _flip(mask: Mask, rate: float, n_classes: int, *, rng: np.random.Generator) -> Mask:
+    void = (mask == VOID).view(np.uint8)
+    (changed,) = lowest(
+        uniform_field(mask.shape, rng), void, rounded([rate * (mask.size - np.count_nonzero(void))], rng)
+    )
     noisy = mask.copy()
-    step = rng.integers(1, n_classes, size=int(changed.sum()))  # 1..K-1: never back to itself
-    noisy[changed] = (mask[changed] + step) % n_classes
-    return noisy, changed
+    step = rng.integers(1, n_classes, size=len(changed), dtype=np.uint16)  # 1..K-1: never back to itself
+    noisy.ravel()[changed] = (mask.ravel()[changed] + step) % n_classes
+    return noisy
 
 
 def confuse_classes(
-    mask: Mask, matrix: NDArray[np.floating], *, rng: np.random.Generator, correlation_px: float = 0.0
+    mask: Mask,
+    matrix: NDArray[np.floating],
+    *,
+    rng: np.random.Generator,
+    correlation_px: float = 0.0,
+    edge_px: int | None = None,
 ) -> Noisy:
     """Replace classes by others with class-wise probabilities, pixel by pixel or in patches.
 
     Args:
         mask: Class ids, shape (H, W) or (N, H, W), uint8; void is left alone.
-        matrix: Shape (K, K); row i holds the probabilities that class i is mapped as class 0 .. K-1, summing to 1.
+        matrix: Shape (K, K); row i holds the shares of class i that are mapped as class 0 .. K-1, summing to 1. Each
+            image meets them to within a pixel.
         rng: Source of randomness.
         correlation_px: Size of the patches in which errors agree (see `smooth_field`); 0: every pixel on its own.
-            The rates of the matrix hold in expectation either way; one image strays more from them in patches.
+        edge_px: Only pixels at most so far (across, down and diagonally) from one that touches another class are
+            confused, and the shares of the matrix are shares of those.
 
     Returns:
         noisy, changed: as `flip_labels`.
@@ -60,33 +87,27 @@ def confuse_classes(
         raise ValueError(f"rows of matrix are probabilities that sum to 1; rows sum to {sums}, least {matrix.min():g}")
     check_mask(mask, len(matrix))
     check_pixels("correlation_px", correlation_px)
-    images = mask[None] if mask.ndim == 2 else mask
-    noisy = np.stack([_confuse(image, matrix, rng, correlation_px) for image in images]) if images.size else images
-    return (noisy := noisy.reshape(mask.shape)), noisy != mask
+    check_pixels("edge_px", edge_px or 0)
+    return _confuse(mask, matrix, correlation_px, edge_px, rng=rng)
 
 
-def _confuse(mask: Mask, matrix: NDArray, rng: np.random.Generator, correlation_px: float) -> Mask:
+@per_image
+def _confuse(
+    mask: Mask, matrix: NDArray, correlation_px: float, edge_px: int | None, *, rng: np.random.Generator
+) -> Mask:
     """Two independent fields: the first says where a class is lost, the second what it becomes."""
-    lost = np.zeros(256, dtype=np.float32)
-    lost[: len(matrix)] = 1 - np.diagonal(matrix)
-    if correlation_px > 0:
-        first = smooth_field(mask.shape, correlation_px, rng)
-        threshold = special.ndtri(lost.astype(np.float64)).astype(np.float32)  # -inf at 0: never
-        changed = first < threshold[mask]
-        second = special.ndtr(smooth_field(mask.shape, 2 * correlation_px, rng)[changed])
-    else:
-        changed = rng.random(mask.shape, dtype=np.float32) < lost[mask]
-        second = rng.random(int(changed.sum()))
     others = matrix * (1 - np.eye(len(matrix)))
-    total = others.sum(axis=1, keepdims=True)
-    steps = np.cumsum(others / np.where(total > 0, total, 1), axis=1)
-    noisy, before = mask.copy(), mask[changed]
-    after = before.copy()
-    for i in np.flatnonzero(total[:, 0] > 0):
-        here = before == i
-        last = np.flatnonzero(others[i])[-1]  # rounding in the sum must not reach a class of probability 0
-        after[here] = np.minimum(np.searchsorted(steps[i], second[here], side="right"), last)
-    noisy[changed] = after
+    if not others.any():
+        return mask
+    first = smooth_field(mask.shape, correlation_px, rng) if correlation_px else uniform_field(mask.shape, rng)
+    groups = mask if edge_px is None else np.where(near_edges(mask, edge_px), mask, VOID)
+    wanted = rounded(others.sum(axis=1) * count_ids(groups)[: len(matrix)], rng)
+    places = lowest(first, groups, wanted)
+    second = _second(mask.shape, correlation_px, rng)
+    noisy = mask.copy()
+    for i, here in enumerate(places):
+        if len(here):
+            noisy.ravel()[here] = _become(others[i] / others[i].sum(), here, second, rng)
     return noisy
 
 

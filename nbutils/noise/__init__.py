@@ -11,8 +11,15 @@ what product comparisons report (grass, shrub and bare soil are confused often, 
 """
 
 from nbutils.noise.fields import Mask, Noisy, smooth_field
-from nbutils.noise.geometry import move_boundaries, shift_mask
-from nbutils.noise.objects import omit_objects
+from nbutils.noise.geometry import (
+    coarsen,
+    move_boundaries,
+    resize_classes,
+    rotate_mask,
+    shift_mask,
+    simplify_outlines,
+)
+from nbutils.noise.objects import add_objects, age_map, omit_objects, rotate_objects, shift_objects
 from nbutils.noise.pixels import CONFUSED_PAIRS, confuse_classes, confusion_matrix, flip_labels
 from nbutils.noise.recipes import RECIPES, STEPS, Recipe, Report, report
 
@@ -24,12 +31,20 @@ __all__ = [
     "Recipe",
     "Report",
     "STEPS",
+    "add_objects",
+    "age_map",
+    "coarsen",
     "confuse_classes",
     "confusion_matrix",
     "flip_labels",
     "move_boundaries",
     "omit_objects",
     "report",
+    "resize_classes",
+    "rotate_mask",
+    "rotate_objects",
     "shift_mask",
+    "shift_objects",
+    "simplify_outlines",
     "smooth_field",
 ]

@@ -71,12 +71,21 @@ def smooth_field(shape: tuple[int, int], correlation_px: float, rng: np.random.G
         correlation_px: Distance at which the correlation of two pixels has fallen to about 1/e; 0: independent.
         rng: Source of randomness.
     """
+    return spline(shape, correlation_px, rng)(slice(None))
+
+
+def spline(
+    shape: tuple[int, int], correlation_px: float, rng: np.random.Generator, scale: float = 1.0
+) -> Callable[[slice], NDArray[np.float32]]:
+    """Draw a smooth field as `smooth_field` does, times `scale`, and return a function that evaluates some rows."""
     if correlation_px <= 1:
-        return rng.standard_normal(shape, dtype=np.float32)
+        plain = rng.standard_normal(shape, dtype=np.float32) * np.float32(scale)
+        return lambda rows: plain[rows].copy()
     spacing = correlation_px / 1.155  # a cubic B-spline is a Gaussian of sigma = spacing / sqrt(3); 1/e at 2 sigma
     down, right = (_spline_weights(size, spacing, rng.random()) for size in shape)
-    knots = rng.standard_normal((right.shape[1], down.shape[1]), dtype=np.float32)
-    return down @ np.ascontiguousarray((right @ knots).T)  # the large product last, along rows: no large transpose
+    knots = rng.standard_normal((right.shape[1], down.shape[1]), dtype=np.float32) * np.float32(scale)
+    along = np.ascontiguousarray((right @ knots).T)  # columns first: the large product then needs no transpose
+    return lambda rows: down[rows] @ along
 
 
 def _spline_weights(size: int, spacing: float, phase: float) -> sparse.csr_array:

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from nbutils.distance import boundaries, near
 from nbutils.legend import VOID, Legend
 from nbutils.noise.fields import (
     Mask,
@@ -10,6 +11,7 @@ from nbutils.noise.fields import (
     check_mask,
     check_pixels,
     check_rate,
+    count_ids,
     lowest,
     per_image,
     rounded,
@@ -60,7 +62,7 @@ def confuse_classes(
     *,
     rng: np.random.Generator,
     correlation_px: float = 0.0,
-    edge_px: int | None = None,
+    edge_px: float | None = None,
 ) -> Noisy:
     """Replace classes by others with class-wise probabilities, pixel by pixel or in patches.
 
@@ -70,8 +72,8 @@ def confuse_classes(
             image meets them to within a pixel.
         rng: Source of randomness.
         correlation_px: Size of the patches in which errors agree (see `smooth_field`); 0: every pixel on its own.
-        edge_px: Only pixels at most so far (across, down and diagonally) from one that touches another class are
-            confused, and the shares of the matrix are shares of those.
+        edge_px: Only pixels at most so far from one that touches another class are confused, and the shares of the
+            matrix are shares of those; all when left out.
 
     Returns:
         noisy, changed: as `flip_labels`.
@@ -93,22 +95,40 @@ def confuse_classes(
 
 @per_image
 def _confuse(
-    mask: Mask, matrix: NDArray, correlation_px: float, edge_px: int | None, *, rng: np.random.Generator
+    mask: Mask, matrix: NDArray, correlation_px: float, edge_px: float | None, *, rng: np.random.Generator
 ) -> Mask:
     """Two independent fields: the first says where a class is lost, the second what it becomes."""
     others = matrix * (1 - np.eye(len(matrix)))
     if not others.any():
         return mask
-    first = smooth_field(mask.shape, correlation_px, rng) if correlation_px else uniform_field(mask.shape, rng)
-    groups = mask if edge_px is None else np.where(near_edges(mask, edge_px), mask, VOID)
-    wanted = rounded(others.sum(axis=1) * count_ids(groups)[: len(matrix)], rng)
-    places = lowest(first, groups, wanted)
-    second = _second(mask.shape, correlation_px, rng)
+    patches = correlation_px > 0
+    first = smooth_field(mask.shape, correlation_px, rng) if patches else uniform_field(mask.shape, rng)
+    groups = mask if edge_px is None else np.where(near(boundaries(mask), edge_px) <= edge_px, mask, VOID)
+    lost = lowest(first, groups, rounded(others.sum(axis=1) * count_ids(groups)[: len(matrix)], rng))
+    second = smooth_field(mask.shape, 2 * correlation_px, rng).ravel() if patches else None
     noisy = mask.copy()
-    for i, here in enumerate(places):
-        if len(here):
-            noisy.ravel()[here] = _become(others[i] / others[i].sum(), here, second, rng)
+    for i, places in enumerate(lost):
+        if len(places):
+            labels = _labels(len(places), others[i], rng)
+            if second is None:
+                rng.shuffle(labels)
+            else:
+                labels[np.argsort(_coarse(second[places]), kind="stable")] = labels.copy()
+            noisy.ravel()[places] = labels
     return noisy
+
+
+def _labels(count: int, weights: NDArray[np.float64], rng: np.random.Generator) -> Mask:
+    """Class ids in ascending order, in numbers as even with the weights as can be."""
+    ends = count * np.cumsum(weights) / weights.sum() + rng.random()
+    ends[np.flatnonzero(weights)[-1] :] = count + 0.5  # rounding must not reach a class of weight 0
+    counts = np.diff(np.minimum(np.floor(ends), count), prepend=0).astype(np.int64)
+    return np.repeat(np.arange(len(weights), dtype=np.uint8), counts)
+
+
+def _coarse(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """A normal field in steps of 1/4096: integers of 16 bits are sorted in linear time."""
+    return (np.clip(values + 8, 0, 15.99) * 4096).astype(np.uint16)
 
 
 CONFUSED_PAIRS: tuple[tuple[str, str, float], ...] = (

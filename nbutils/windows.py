@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nbutils import cards, files, labelling, legend, maps, noise, sources, vectors
+from nbutils import cards, distance, files, labelling, legend, maps, noise, sources, vectors
 from nbutils.legend import VOID
 from nbutils.lidar import cells, classify, ground, points
-from nbutils.noise import fields, geometry, objects, pixels, recipes
+from nbutils.noise import fields, geometry, objects, pairs, pixels, recipes, spread
 
 # what is in a patch
 MAKERS = (
     *(cards, files, labelling, legend, maps, sources, vectors),
     *(cells, classify, ground, points),
-    *(noise, fields, geometry, objects, pixels, recipes),
+    *(distance, noise, fields, geometry, objects, pairs, pixels, recipes, spread),
 )
 
 

@@ -20,17 +20,21 @@ from nbutils.noise.geometry import (
     simplify_outlines,
 )
 from nbutils.noise.objects import add_objects, age_map, omit_objects, rotate_objects, shift_objects
-from nbutils.noise.pixels import CONFUSED_PAIRS, confuse_classes, confusion_matrix, flip_labels
-from nbutils.noise.recipes import RECIPES, STEPS, Recipe, Report, report
+from nbutils.noise.pairs import CONFUSED_PAIRS, HEIGHT_PAIRS
+from nbutils.noise.pixels import confuse_classes, confusion_matrix, flip_labels
+from nbutils.noise.recipes import GRADES, RECIPES, STEPS, Recipe, Report, Step, report
 
 __all__ = [
     "CONFUSED_PAIRS",
+    "GRADES",
+    "HEIGHT_PAIRS",
     "Mask",
     "Noisy",
     "RECIPES",
     "Recipe",
     "Report",
     "STEPS",
+    "Step",
     "add_objects",
     "age_map",
     "coarsen",

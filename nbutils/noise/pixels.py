@@ -18,8 +18,7 @@ from nbutils.noise.fields import (
     smooth_field,
     uniform_field,
 )
-
-Pairs = tuple[tuple[str, str, float], ...]
+from nbutils.noise.pairs import CONFUSED_PAIRS, Pairs
 
 
 def flip_labels(mask: Mask, rate: float, n_classes: int, *, rng: np.random.Generator) -> Noisy:
@@ -131,30 +130,21 @@ def _coarse(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return (np.clip(values + 8, 0, 15.99) * 4096).astype(np.uint16)
 
 
-CONFUSED_PAIRS: tuple[tuple[str, str, float], ...] = (
-    *(("land", "vegetation", 3.0), ("land", "road", 2.0), ("land", "building", 1.0)),
-    *(("building", "road", 1.0), ("land", "water", 0.3)),
-    *(("tree canopy", "grass/shrub", 3.0), ("grass/shrub", "bare soil", 3.0), ("water", "bare soil", 0.3)),
-    *(("roads", "other impervious", 3.0), ("buildings", "other impervious", 2.0), ("bare soil", "railroads", 1.0)),
-    *(("railroads", "other impervious", 3.0), ("bare soil", "other impervious", 2.0)),
-)
-"""Pairs of classes a map mixes up, with weights: what looks alike from above. Our choice, not a measurement."""
-
-
-def confusion_matrix(legend: Legend | int, rate: float) -> NDArray[np.float64]:
+def confusion_matrix(legend: Legend | int, rate: float, pairs: Pairs = CONFUSED_PAIRS) -> NDArray[np.float64]:
     """Make a matrix for `confuse_classes` in which every class is lost at the same rate, to classes alike.
 
     Args:
-        legend: A legend whose names occur in `CONFUSED_PAIRS`; a class of no pair, or a mere number of classes,
+        legend: A legend whose names occur in `pairs`; a class of no pair, or a mere number of classes,
             loses to all others evenly.
-        rate: Probability that a pixel's class is lost, in [0, 1].
+        rate: Share of each class that is lost, in [0, 1].
+        pairs: Names of two classes that are alike, and how much.
 
     Returns: Matrix (K, K), rows sum to 1, diagonal 1 - rate.
     """
     check_rate(rate)
     k = legend if isinstance(legend, int) else len(legend)
     weights = np.zeros((k, k))
-    for a, b, weight in () if isinstance(legend, int) else CONFUSED_PAIRS:
+    for a, b, weight in () if isinstance(legend, int) else pairs:
         if a in legend.names and b in legend.names:
             i, j = legend.index(a), legend.index(b)
             weights[i, j] = weights[j, i] = weight

@@ -1,17 +1,20 @@
-"""Recipes: operators in a row, at a strength, and the count of what they changed."""
+"""Recipes: operators in a row, at a strength or to a rate, and the count of what they changed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from nbutils.legend import VOID, Legend
-from nbutils.noise.fields import Mask, Noisy, check_mask, check_rate
-from nbutils.noise.geometry import move_boundaries, shift_mask
-from nbutils.noise.objects import omit_objects
-from nbutils.noise.pixels import confuse_classes, confusion_matrix
+from nbutils.noise import geometry, objects, pixels
+from nbutils.noise.fields import Mask, Noisy, check_mask, check_rate, lowest, rounded, smooth_field
+from nbutils.noise.pairs import CONFUSED_PAIRS, HEIGHT_PAIRS, Pairs
+
+UNDONE_PX = 24.0  # size of the patches in which a surplus of errors is undone
+MOST_STRENGTH = 256.0
 
 
 @dataclass(frozen=True)
@@ -37,55 +40,184 @@ def report(mask: Mask, noisy: Mask, asked: float | None = None) -> Report:
     return Report(asked, changed / n if n else float("nan"), changed, n)
 
 
-def _step(step: str, mask: Mask, legend: Legend | int, rng: np.random.Generator, strength: float, **at: Any) -> Mask:
-    """Apply one recipe step with its rate or distance times `strength`."""
-    if step == "omit":
-        return omit_objects(mask, min(1.0, at.pop("rate") * strength), rng=rng, **at)[0]
-    if step == "shift":
-        return shift_mask(mask, at.pop("max_px") * strength, rng=rng, **at)[0]
-    if step == "move":
-        return move_boundaries(mask, at.pop("distance_px") * strength, rng=rng, **at)[0]
-    matrix = confusion_matrix(legend, min(1.0, at.pop("rate") * strength))
-    return confuse_classes(mask, matrix, rng=rng, **at)[0]
+# ----------------------------------------------------------------------------------------------- steps are data
 
 
-STEPS = ("omit", "shift", "move", "confuse")
+def confuse_alike(
+    mask: Mask,
+    rate: float,
+    legend: Legend | int,
+    *,
+    rng: np.random.Generator,
+    correlation_px: float = 0.0,
+    edge_px: float | None = None,
+    pairs: Pairs = CONFUSED_PAIRS,
+) -> Noisy:
+    """Confuse classes by `confusion_matrix`; see there and `confuse_classes` for the arguments."""
+    matrix = pixels.confusion_matrix(legend, rate, pairs)
+    return pixels.confuse_classes(mask, matrix, rng=rng, correlation_px=correlation_px, edge_px=edge_px)
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operator as a step of a recipe, and what strength does to its settings.
+
+    Args:
+        operator: Called with the mask, the settings, `rng`, and `legend`, `n_classes` and `gsd_m` where it has them.
+        rates: Settings that are shares: times the strength, at most 1.
+        lengths: Settings times the strength; of a mapping, its values.
+        blocks: Settings that are 1 at strength 0: what exceeds 1 goes times the strength.
+    """
+
+    operator: Callable[..., Noisy]
+    rates: tuple[str, ...] = ()
+    lengths: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
+
+    def settings(self) -> list[str]:
+        """Names of the settings it takes."""
+        return [name for name in signature(self.operator).parameters if name not in ("mask", "rng", *_GIVEN)]
+
+    def at(self, settings: Mapping[str, Any], strength: float) -> dict[str, Any]:
+        """Settings at a strength."""
+        scaled = dict(settings)
+        for name in scaled.keys() & {*self.rates}:
+            scaled[name] = min(1.0, scaled[name] * strength)
+        for name in scaled.keys() & {*self.lengths}:
+            value = scaled[name]
+            whole = isinstance(value, Mapping)
+            scaled[name] = {key: px * strength for key, px in value.items()} if whole else value * strength
+        for name in scaled.keys() & {*self.blocks}:
+            scaled[name] = 1 + (scaled[name] - 1) * strength
+        return scaled
+
+
+_GIVEN: dict[str, Callable[[Legend | int, float], Any]] = {
+    "legend": lambda legend, gsd_m: legend,
+    "n_classes": lambda legend, gsd_m: legend if isinstance(legend, int) else len(legend),
+    "gsd_m": lambda legend, gsd_m: gsd_m,
+}
+
+STEPS: Mapping[str, Step] = MappingProxyType(
+    {
+        "flip": Step(pixels.flip_labels, rates=("rate",)),
+        "confuse": Step(confuse_alike, rates=("rate",)),
+        "omit": Step(objects.omit_objects, rates=("rate",)),
+        "add": Step(objects.add_objects, rates=("rate",)),
+        "age": Step(objects.age_map, rates=("rate",)),
+        "shift objects": Step(objects.shift_objects, lengths=("max_px",)),
+        "rotate objects": Step(objects.rotate_objects, lengths=("max_degrees",)),
+        "shift": Step(geometry.shift_mask, lengths=("max_px",)),
+        "rotate": Step(geometry.rotate_mask, lengths=("max_degrees",)),
+        "move": Step(geometry.move_boundaries, lengths=("distance_px",)),
+        "resize": Step(geometry.resize_classes, lengths=("distance_px",)),
+        "simplify": Step(geometry.simplify_outlines, lengths=("tolerance_m",)),
+        "coarsen": Step(geometry.coarsen, lengths=("least_px",), blocks=("block_px",)),
+    }
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named sequence of noise steps: (operator, settings) pairs, applied in order."""
+    """A named sequence of noise steps: (name in `STEPS`, settings) pairs, applied in order; `a + b` puts b after a."""
 
     name: str
     about: str
-    steps: tuple[tuple[str, Mapping[str, float]], ...]
+    steps: tuple[tuple[str, Mapping[str, Any]], ...]
 
     def __post_init__(self) -> None:
         if unknown := [step for step, _ in self.steps if step not in STEPS]:
             raise ValueError(f"recipe {self.name!r}: unknown step(s) {unknown}; known are {', '.join(STEPS)}")
+        for step, settings in self.steps:
+            if wrong := [name for name in settings if name not in STEPS[step].settings()]:
+                known = ", ".join(STEPS[step].settings())
+                raise ValueError(f"recipe {self.name!r}: step {step!r} has no setting(s) {wrong}; it has {known}")
         object.__setattr__(self, "steps", tuple((s, MappingProxyType(dict(v))) for s, v in self.steps))
 
-    def apply(self, mask: Mask, legend: Legend | int, rng: np.random.Generator, strength: float = 1.0) -> Noisy:
+    def __add__(self, other: "Recipe") -> "Recipe":
+        return Recipe(f"{self.name} + {other.name}", f"{self.about}; {other.about}", self.steps + other.steps)
+
+    def scaled(self, strength: float, name: str | None = None) -> "Recipe":
+        """The recipe whose strength 1 is `strength` of this one."""
+        _check_strength(strength)
+        steps = tuple((step, STEPS[step].at(settings, strength)) for step, settings in self.steps)
+        return Recipe(name or self.name, self.about, steps)
+
+    def apply(
+        self,
+        mask: Mask,
+        legend: Legend | int,
+        rng: np.random.Generator,
+        strength: float = 1.0,
+        *,
+        rate: float | tuple[float, float] | None = None,
+        gsd_m: float = 1.0,
+    ) -> Noisy:
         """Break a mask.
 
         Args:
             mask: Class ids, shape (H, W) or (N, H, W), uint8.
             legend: The mask's legend, or its number of classes.
             rng: Source of randomness.
-            strength: Factor on every rate and distance; 0 changes nothing.
+            strength: Factor on every rate and distance; 0 changes nothing. With `rate`, where the search for it begins.
+            rate: Share of valid pixels to change in each image, or (least, most), from which each image draws its own
+                evenly, as AIO2 does. The least strength that changes so many is searched for, and what is too much is
+                undone in smooth patches. A rate the recipe cannot reach, such as missing objects where there are
+                none, is missed; `report` tells by how much.
+            gsd_m: Size of a pixel in metres, for settings in metres.
 
         Returns:
             noisy, changed: as `flip_labels`.
         """
-        if not (np.isfinite(strength) and strength >= 0):
-            raise ValueError(f"strength is a factor >= 0, got {strength}")
+        _check_strength(strength)
         check_mask(mask, legend if isinstance(legend, int) else len(legend))
-        noisy = mask
-        for step, settings in self.steps:
-            noisy = _step(step, noisy, legend, rng, strength, **settings)
-        return noisy, noisy != mask
+        if rate is None:
+            noisy = self._run(mask, legend, rng, strength, gsd_m)
+            return noisy, noisy != mask
+        rates = rate if isinstance(rate, tuple) else (rate, rate)
+        for one in rates:
+            check_rate(one)
+        images = mask[None] if mask.ndim == 2 else mask
+        noisy = np.empty_like(images)
+        for i, image in enumerate(images):
+            asked = rng.uniform(*rates)
+            noisy[i] = self._reach(image, legend, rng, asked, strength or 1.0, gsd_m)
+        return (noisy := noisy.reshape(mask.shape)), noisy != mask
 
-    def strength_for(self, masks: Sequence[Mask], legend: Legend | int, rate: float, seed: int = 0) -> float:
+    def _run(self, mask: Mask, legend: Legend | int, rng: np.random.Generator, strength: float, gsd_m: float) -> Mask:
+        for name, settings in self.steps:
+            step = STEPS[name]
+            given = {
+                key: get(legend, gsd_m) for key, get in _GIVEN.items() if key in signature(step.operator).parameters
+            }
+            mask, _ = step.operator(mask, rng=rng, **given, **step.at(settings, strength))
+        return mask
+
+    def _reach(
+        self, mask: Mask, legend: Legend | int, rng: np.random.Generator, rate: float, strength: float, gsd_m: float
+    ) -> Mask:
+        """Change exactly `rate` of the valid pixels of one image, or as nearly as the recipe can."""
+        wanted = int(rounded(rate * np.count_nonzero(mask != VOID), rng))
+        if not wanted:
+            return mask
+        seed = int(rng.integers(1 << 63))
+
+        def attempt(at: float) -> tuple[int, Mask]:
+            noisy = self._run(mask, legend, np.random.default_rng(seed), at, gsd_m)
+            return int(np.count_nonzero(noisy != mask)), noisy
+
+        changed, noisy = _least_enough(attempt, wanted, strength)
+        if changed <= wanted:
+            return noisy
+        kept = (noisy == mask).view(np.uint8)
+        (undone,) = lowest(smooth_field(mask.shape, UNDONE_PX, rng), kept, np.array([changed - wanted]))
+        noisy = noisy.copy()
+        noisy.ravel()[undone] = mask.ravel()[undone]
+        return noisy
+
+    def strength_for(
+        self, masks: Sequence[Mask], legend: Legend | int, rate: float, seed: int = 0, *, gsd_m: float = 1.0
+    ) -> float:
         """Find the strength at which this recipe changes `rate` of the valid pixels of `masks`, by bisection.
 
         Raises:
@@ -94,7 +226,8 @@ class Recipe:
         check_rate(rate)
 
         def achieved(strength: float) -> float:
-            done = [report(m, self.apply(m, legend, np.random.default_rng(seed), strength)[0]) for m in masks]
+            tries = (self.apply(m, legend, np.random.default_rng(seed), strength, gsd_m=gsd_m)[0] for m in masks)
+            done = [report(m, noisy) for m, noisy in zip(masks, tries, strict=True)]
             return sum(d.changed for d in done) / max(1, sum(d.valid for d in done))
 
         low, high = 0.0, 1.0
@@ -110,24 +243,77 @@ class Recipe:
         return (low + high) / 2
 
 
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            "map-like",
-            "small objects missing, everything a little off, boundaries drawn loosely, look-alikes mixed up in patches",
+def _check_strength(strength: float) -> None:
+    if not (np.isfinite(strength) and strength >= 0):
+        raise ValueError(f"strength is a factor >= 0, got {strength}")
+
+
+def _least_enough(attempt: Callable[[float], tuple[int, Mask]], wanted: int, strength: float) -> tuple[int, Mask]:
+    """The attempt of about the least strength that changes as many pixels as wanted, else the one that changes most."""
+    low, best, idle = 0.0, attempt(strength), 0
+    while best[0] < wanted and strength < MOST_STRENGTH and idle < 3:
+        low, strength = strength, 2 * strength
+        more = attempt(strength)
+        idle = 0 if more[0] > best[0] else idle + 1
+        best = max(best, more, key=lambda one: one[0])
+    while best[0] > 1.03 * wanted + 4 and strength - low > 0.01 * strength:
+        middle = (low + strength) / 2
+        tried = attempt(middle)
+        low, strength, best = (middle, strength, best) if tried[0] < wanted else (low, middle, tried)
+    return best
+
+
+# ----------------------------------------------------------------------------------------------- those with a name
+
+GRADES: Mapping[str, float] = MappingProxyType({"easy": 0.5, "medium": 1.0, "hard": 2.0})
+"""Strength of each grade; a recipe's plain name is its medium."""
+
+_MEDIUM = (
+    Recipe(
+        "map-like",
+        "small objects missing, everything a little off, boundaries drawn loosely, look-alikes mixed up in patches",
+        (
+            ("omit", {"rate": 0.3, "max_share": 0.02}),
+            ("shift objects", {"max_px": 2.0, "max_share": 0.02}),
+            ("move", {"distance_px": 4.0}),
+            ("simplify", {"tolerance_m": 2.0}),
+            ("confuse", {"rate": 0.10, "correlation_px": 40.0}),
+            ("shift", {"max_px": 6.0}),
+        ),
+    ),
+    Recipe(
+        "product-like",
+        "a land cover product: coarse blocks, small areas merged, look-alikes mixed up over whole neighbourhoods",
+        (
+            ("confuse", {"rate": 0.15, "correlation_px": 50.0}),
+            ("shift", {"max_px": 4.0}),
+            ("coarsen", {"block_px": 8.0, "least_px": 400.0}),
+        ),
+    ),
+    Recipe(
+        "lidar-like",
+        "labels by rules on LiDAR returns: small objects missed, ragged outlines, trees taken for buildings, speckle",
+        (
+            ("omit", {"rate": 0.4, "max_share": 0.02, "size_px": (0.0, 60.0)}),
+            ("move", {"distance_px": 1.2, "correlation_px": 3.0}),
             (
-                ("omit", {"rate": 0.3, "max_share": 0.02}),
-                ("move", {"distance_px": 5.0}),
-                ("confuse", {"rate": 0.10, "correlation_px": 40.0}),
-                ("shift", {"max_px": 6.0}),
+                "confuse",
+                {"rate": 0.15, "correlation_px": 5.0, "edge_px": 4.0, "pairs": HEIGHT_PAIRS},
             ),
+            ("confuse", {"rate": 0.02, "correlation_px": 1.5, "pairs": HEIGHT_PAIRS}),
         ),
-        Recipe("incomplete", "an old map: many objects are missing", (("omit", {"rate": 0.7, "max_share": 0.05}),)),
-        Recipe(
-            "misregistered",
-            "a map laid on the image with an offset and a slight bend",
-            (("shift", {"max_px": 16.0}), ("move", {"distance_px": 3.0})),
-        ),
-    )
+    ),
+    Recipe("incomplete", "an old map: many objects are missing", (("omit", {"rate": 0.45, "max_share": 0.05}),)),
+    Recipe(
+        "misregistered",
+        "a map laid on the image with an offset, a slight turn and a slight bend",
+        (("shift", {"max_px": 12.0}), ("rotate", {"max_degrees": 0.5}), ("move", {"distance_px": 2.5})),
+    ),
+)
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _MEDIUM} | {
+    f"{recipe.name}-{grade}": recipe.scaled(strength, f"{recipe.name}-{grade}")
+    for recipe in _MEDIUM
+    for grade, strength in GRADES.items()
+    if strength != 1
 }

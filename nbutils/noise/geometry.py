@@ -12,7 +12,7 @@ from nbutils.legend import VOID
 from nbutils.noise.fields import Mask, Noisy, check_pixels, per_image, smooth_field, spline
 from nbutils.noise.spread import spread
 
-DITHER_PX = 6.0  # what a fraction of a pixel is made of: stretches about so long lie one pixel farther than others
+DITHER_PX = 10.0  # what a fraction of a pixel is made of: stretches about so long lie one pixel farther than others
 STRIP_PX = 1 << 18  # pixels displaced at a time; their coordinates stay in a core's cache
 
 Float = NDArray[np.float32]

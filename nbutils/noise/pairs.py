@@ -1,4 +1,4 @@
-"""Which classes maps mix up."""
+"""Which classes maps mix up, and which they leave out."""
 
 Pairs = tuple[tuple[str, str, float], ...]
 
@@ -49,4 +49,17 @@ HEIGHT_PAIRS: Pairs = (
     ("water", "road", 0.5),
 )
 """Pairs that rules on heights and returns mix up: trees with buildings, and low classes among one another."""
+
+STANDING: tuple[str, ...] = (
+    "building", "buildings", "tree", "tree canopy", "vegetation", "trees", "tree cover", "built", "built-up",
+    "built area", "urban", "forest",
+)
+"""Classes whose objects stand alone on the ground, so that a map may show each a little off."""
+
+THINGS: tuple[str, ...] = (
+    *STANDING, "road", "roads", "railroads", "water", "permanent water", "flooded vegetation", "herbaceous wetland",
+    "wetland", "mangroves", "inland wetlands", "water bodies", "urban fabric", "industrial, commercial, transport",
+    "mine, dump, construction", "permanent crops",
+)
+"""Classes whose objects a map may leave out; the others are the ground that then shows."""
 # fmt: on

@@ -96,7 +96,10 @@ def confuse_classes(
 def _confuse(
     mask: Mask, matrix: NDArray, correlation_px: float, edge_px: float | None, *, rng: np.random.Generator
 ) -> Mask:
-    """Two independent fields: the first says where a class is lost, the second what it becomes."""
+    """Two independent fields: the first says where a class is lost, the second what it becomes.
+
+    The second is much smoother, so that most patches become one class.
+    """
     others = matrix * (1 - np.eye(len(matrix)))
     if not others.any():
         return mask
@@ -104,7 +107,7 @@ def _confuse(
     first = smooth_field(mask.shape, correlation_px, rng) if patches else uniform_field(mask.shape, rng)
     groups = mask if edge_px is None else np.where(near(boundaries(mask), edge_px) <= edge_px, mask, VOID)
     lost = lowest(first, groups, rounded(others.sum(axis=1) * count_ids(groups)[: len(matrix)], rng))
-    second = smooth_field(mask.shape, 2 * correlation_px, rng).ravel() if patches else None
+    second = smooth_field(mask.shape, 4 * correlation_px, rng).ravel() if patches else None
     noisy = mask.copy()
     for i, places in enumerate(lost):
         if len(places):

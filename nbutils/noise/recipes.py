@@ -11,7 +11,7 @@ import numpy as np
 from nbutils.legend import VOID, Legend
 from nbutils.noise import geometry, objects, pixels
 from nbutils.noise.fields import Mask, Noisy, check_mask, check_rate, lowest, rounded, smooth_field
-from nbutils.noise.pairs import CONFUSED_PAIRS, HEIGHT_PAIRS, Pairs
+from nbutils.noise.pairs import CONFUSED_PAIRS, HEIGHT_PAIRS, STANDING, THINGS, Pairs
 
 UNDONE_PX = 24.0  # size of the patches in which a surplus of errors is undone
 MOST_STRENGTH = 256.0
@@ -98,6 +98,17 @@ _GIVEN: dict[str, Callable[[Legend | int, float], Any]] = {
     "gsd_m": lambda legend, gsd_m: gsd_m,
 }
 
+
+def _ids(classes: Any, legend: Legend | int) -> Any:
+    """Names of classes as ids of a legend, those it has; all classes (None) where it has none of them, or no names."""
+    if not isinstance(classes, Mapping | Sequence) or not any(isinstance(one, str) for one in classes):
+        return classes
+    names = () if isinstance(legend, int) else legend.names
+    if isinstance(classes, Mapping):
+        return {names.index(name): value for name, value in classes.items() if name in names}
+    return [names.index(name) for name in classes if name in names] or None
+
+
 STEPS: Mapping[str, Step] = MappingProxyType(
     {
         "flip": Step(pixels.flip_labels, rates=("rate",)),
@@ -109,7 +120,7 @@ STEPS: Mapping[str, Step] = MappingProxyType(
         "rotate objects": Step(objects.rotate_objects, lengths=("max_degrees",)),
         "shift": Step(geometry.shift_mask, lengths=("max_px",)),
         "rotate": Step(geometry.rotate_mask, lengths=("max_degrees",)),
-        "move": Step(geometry.move_boundaries, lengths=("distance_px",)),
+        "move": Step(geometry.move_boundaries, lengths=("distance_px", "correlation_px")),
         "resize": Step(geometry.resize_classes, lengths=("distance_px",)),
         "simplify": Step(geometry.simplify_outlines, lengths=("tolerance_m",)),
         "coarsen": Step(geometry.coarsen, lengths=("least_px",), blocks=("block_px",)),
@@ -187,10 +198,11 @@ class Recipe:
     def _run(self, mask: Mask, legend: Legend | int, rng: np.random.Generator, strength: float, gsd_m: float) -> Mask:
         for name, settings in self.steps:
             step = STEPS[name]
-            given = {
-                key: get(legend, gsd_m) for key, get in _GIVEN.items() if key in signature(step.operator).parameters
-            }
-            mask, _ = step.operator(mask, rng=rng, **given, **step.at(settings, strength))
+            takes = signature(step.operator).parameters
+            given = {key: get(legend, gsd_m) for key, get in _GIVEN.items() if key in takes}
+            scaled = step.at(settings, strength)
+            scaled |= {key: _ids(scaled[key], legend) for key in ("classes", "distance_px") if key in scaled}
+            mask, _ = step.operator(mask, rng=rng, **given, **scaled)
         return mask
 
     def _reach(
@@ -271,43 +283,48 @@ GRADES: Mapping[str, float] = MappingProxyType({"easy": 0.5, "medium": 1.0, "har
 _MEDIUM = (
     Recipe(
         "map-like",
-        "small objects missing, everything a little off, boundaries drawn loosely, look-alikes mixed up in patches",
+        "things missing, each and all a little off, outlines drawn loosely, look-alikes mixed up in patches",
         (
-            ("omit", {"rate": 0.3, "max_share": 0.02}),
-            ("shift objects", {"max_px": 2.0, "max_share": 0.02}),
-            ("move", {"distance_px": 4.0}),
-            ("simplify", {"tolerance_m": 2.0}),
-            ("confuse", {"rate": 0.10, "correlation_px": 40.0}),
-            ("shift", {"max_px": 6.0}),
+            ("omit", {"rate": 0.3, "classes": THINGS, "max_share": 0.02}),
+            ("shift objects", {"max_px": 2.0, "classes": STANDING, "max_share": 0.02}),
+            ("move", {"distance_px": 2.0, "correlation_px": 16.0}),
+            ("simplify", {"tolerance_m": 1.5}),
+            ("confuse", {"rate": 0.10, "correlation_px": 30.0}),
+            ("shift", {"max_px": 5.0}),
         ),
     ),
     Recipe(
         "product-like",
         "a land cover product: coarse blocks, small areas merged, look-alikes mixed up over whole neighbourhoods",
         (
-            ("confuse", {"rate": 0.15, "correlation_px": 50.0}),
-            ("shift", {"max_px": 4.0}),
-            ("coarsen", {"block_px": 8.0, "least_px": 400.0}),
+            ("confuse", {"rate": 0.12, "correlation_px": 50.0}),
+            ("shift", {"max_px": 3.0}),
+            ("coarsen", {"block_px": 6.0, "least_px": 150.0}),
         ),
     ),
     Recipe(
         "lidar-like",
         "labels by rules on LiDAR returns: small objects missed, ragged outlines, trees taken for buildings, speckle",
         (
-            ("omit", {"rate": 0.4, "max_share": 0.02, "size_px": (0.0, 60.0)}),
-            ("move", {"distance_px": 1.2, "correlation_px": 3.0}),
-            (
-                "confuse",
-                {"rate": 0.15, "correlation_px": 5.0, "edge_px": 4.0, "pairs": HEIGHT_PAIRS},
-            ),
-            ("confuse", {"rate": 0.02, "correlation_px": 1.5, "pairs": HEIGHT_PAIRS}),
+            ("omit", {"rate": 0.4, "classes": THINGS, "size_px": (0.0, 60.0)}),
+            ("move", {"distance_px": 0.9, "correlation_px": 4.0}),
+            ("confuse", {"rate": 0.12, "correlation_px": 5.0, "edge_px": 4.0, "pairs": HEIGHT_PAIRS}),
+            ("confuse", {"rate": 0.015, "correlation_px": 1.5, "pairs": HEIGHT_PAIRS}),
         ),
     ),
-    Recipe("incomplete", "an old map: many objects are missing", (("omit", {"rate": 0.45, "max_share": 0.05}),)),
+    Recipe(
+        "incomplete",
+        "an old map: many things are missing",
+        (("omit", {"rate": 0.45, "classes": THINGS, "max_share": 0.05}),),
+    ),
     Recipe(
         "misregistered",
         "a map laid on the image with an offset, a slight turn and a slight bend",
-        (("shift", {"max_px": 12.0}), ("rotate", {"max_degrees": 0.5}), ("move", {"distance_px": 2.5})),
+        (
+            ("shift", {"max_px": 12.0}),
+            ("rotate", {"max_degrees": 0.5}),
+            ("move", {"distance_px": 2.0, "correlation_px": 60.0}),
+        ),
     ),
 )
 

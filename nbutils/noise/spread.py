@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nbutils.legend import VOID
 from nbutils.noise.fields import Mask, smooth_field
 
-DITHER_PX = 6.0  # as of a shift: stretches about so long lie one pixel farther than others
+DITHER_PX = 10.0  # as of a shift: stretches about so long lie one pixel farther than others
 AROUND = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
 EDGE = np.float32(1e-3)  # a pixel exactly at the distance is reached
 

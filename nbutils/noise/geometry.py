@@ -208,7 +208,7 @@ def _coarsen(mask: Mask, block_px: float, least_px: float, *, rng: np.random.Gen
     starts = [_starts(size, block_px, rng.random()) for size in mask.shape]
     coarse = mask if block_px == 1 else _majority(mask, starts, rng)
     area = np.outer(*[np.diff(at, append=size) for at, size in zip(starts, mask.shape, strict=True)]).mean()
-    if (least := int(np.ceil(least_px / area))) > 1:
+    if (least := min(int(np.ceil(least_px / area)), coarse.size - 1)) > 1:
         coarse = features.sieve(coarse, least, mask=coarse != VOID, connectivity=4)
     if block_px == 1:
         return coarse

@@ -119,7 +119,11 @@ def count_ids(ids: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def lowest(
-    field: NDArray, groups: NDArray[np.uint8], wanted: NDArray[np.integer], spread: float = 4.0
+    field: NDArray,
+    groups: NDArray[np.uint8],
+    wanted: NDArray[np.integer],
+    sizes: NDArray[np.integer],
+    spread: float = 4.0,
 ) -> list[NDArray[np.intp]]:
     """Find in each group the pixels where a field is lowest, as many as wanted, exactly.
 
@@ -129,7 +133,8 @@ def lowest(
     Args:
         field: Any values, shape (H, W).
         groups: Id of the group of each pixel, shape (H, W), uint8; ids beyond `wanted` belong to none.
-        wanted: Number of pixels per group.
+        wanted: Number of pixels to find per group.
+        sizes: Number of pixels there are per group.
         spread: Standard deviations of the count by which the quantile is put higher.
 
     Returns:
@@ -139,7 +144,6 @@ def lowest(
     part, part_groups = field[::step, ::step], groups[::step, ::step]
     least = -np.inf if field.dtype.kind == "f" else 0
     limits = np.full(256, least, dtype=field.dtype)
-    sizes = count_ids(groups)
     for group in np.flatnonzero(wanted):
         share, values = wanted[group] / sizes[group], part[part_groups == group]
         rank = int(share * len(values) + spread * np.sqrt(share * (1 - share) * len(values)) + spread)

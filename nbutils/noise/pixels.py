@@ -46,9 +46,8 @@ def flip_labels(mask: Mask, rate: float, n_classes: int, *, rng: np.random.Gener
 @per_image
 def _flip(mask: Mask, rate: float, n_classes: int, *, rng: np.random.Generator) -> Mask:
     void = (mask == VOID).view(np.uint8)
-    (changed,) = lowest(
-        uniform_field(mask.shape, rng), void, rounded([rate * (mask.size - np.count_nonzero(void))], rng)
-    )
+    size = mask.size - np.count_nonzero(void)
+    (changed,) = lowest(uniform_field(mask.shape, rng), void, rounded([rate * size], rng), np.array([size]))
     noisy = mask.copy()
     step = rng.integers(1, n_classes, size=len(changed), dtype=np.uint16)  # 1..K-1: never back to itself
     noisy.ravel()[changed] = (mask.ravel()[changed] + step) % n_classes
@@ -106,31 +105,38 @@ def _confuse(
     patches = correlation_px > 0
     first = smooth_field(mask.shape, correlation_px, rng) if patches else uniform_field(mask.shape, rng)
     groups = mask if edge_px is None else np.where(near(boundaries(mask), edge_px) <= edge_px, mask, VOID)
-    lost = lowest(first, groups, rounded(others.sum(axis=1) * count_ids(groups)[: len(matrix)], rng))
-    second = smooth_field(mask.shape, 4 * correlation_px, rng).ravel() if patches else None
+    sizes = count_ids(groups)[: len(matrix)]
+    lost = lowest(first, groups, rounded(others.sum(axis=1) * sizes, rng), sizes)
+    # where pixels are independent, the first field is as good: nobody knows the order within what is lost
+    second = smooth_field(mask.shape, 4 * correlation_px, rng) if patches else first
     noisy = mask.copy()
     for i, places in enumerate(lost):
         if len(places):
-            labels = _labels(len(places), others[i], rng)
-            if second is None:
-                rng.shuffle(labels)
-            else:
-                labels[np.argsort(_coarse(second[places]), kind="stable")] = labels.copy()
-            noisy.ravel()[places] = labels
+            noisy.ravel()[places] = _share_out(_levels(second.ravel()[places]), others[i], rng)
     return noisy
 
 
-def _labels(count: int, weights: NDArray[np.float64], rng: np.random.Generator) -> Mask:
-    """Class ids in ascending order, in numbers as even with the weights as can be."""
+def _levels(values: NDArray) -> NDArray[np.uint16]:
+    """Values in 4096 steps, in their order: of 1/256 for a normal field."""
+    if values.dtype == np.uint16:
+        return values >> 4
+    return (np.clip(values + 8, 0, 15.99) * 256).astype(np.uint16)
+
+
+def _share_out(levels: NDArray[np.uint16], weights: NDArray[np.float64], rng: np.random.Generator) -> Mask:
+    """Give the lowest levels class 0 and so on, in numbers as even with the weights as can be."""
+    count = len(levels)
     ends = count * np.cumsum(weights) / weights.sum() + rng.random()
     ends[np.flatnonzero(weights)[-1] :] = count + 0.5  # rounding must not reach a class of weight 0
-    counts = np.diff(np.minimum(np.floor(ends), count), prepend=0).astype(np.int64)
-    return np.repeat(np.arange(len(weights), dtype=np.uint8), counts)
-
-
-def _coarse(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """A normal field in steps of 1/4096: integers of 16 bits are sorted in linear time."""
-    return (np.clip(values + 8, 0, 15.99) * 4096).astype(np.uint16)
+    ends = np.minimum(np.floor(ends), count)
+    pixels = np.bincount(levels, minlength=4096)
+    last = np.cumsum(pixels)
+    lowest_label = np.searchsorted(ends, last - pixels, side="right").astype(np.uint8)
+    labels = lowest_label[levels]
+    for level in np.flatnonzero((ends.searchsorted(last - 1, side="right") > lowest_label) & (pixels > 0)):
+        ranks = last[level] - pixels[level] + np.arange(pixels[level])  # the level is split among classes
+        labels[np.flatnonzero(levels == level)] = np.searchsorted(ends, ranks, side="right")
+    return labels
 
 
 def confusion_matrix(legend: Legend | int, rate: float, pairs: Pairs = CONFUSED_PAIRS) -> NDArray[np.float64]:

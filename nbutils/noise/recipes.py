@@ -221,8 +221,9 @@ class Recipe:
         changed, noisy = _least_enough(attempt, wanted, strength)
         if changed <= wanted:
             return noisy
-        kept = (noisy == mask).view(np.uint8)
-        (undone,) = lowest(smooth_field(mask.shape, UNDONE_PX, rng), kept, np.array([changed - wanted]))
+        kept, surplus = (noisy == mask).view(np.uint8), changed - wanted
+        field = smooth_field(mask.shape, UNDONE_PX, rng)
+        (undone,) = lowest(field, kept, np.array([surplus]), np.array([changed]))
         noisy = noisy.copy()
         noisy.ravel()[undone] = mask.ravel()[undone]
         return noisy

@@ -272,8 +272,8 @@ def _redraw(
 
 
 def _turned(shape: Shape, degrees: float) -> Shape:
-    """A shape turned about the middle of its box."""
-    return ndimage.rotate(shape.view(np.uint8), degrees, order=0).view(bool)
+    """A shape turned about the middle of its box; the rim lets its outermost pixels turn whole."""
+    return ndimage.rotate(np.pad(shape, 1).view(np.uint8), degrees, order=0).view(bool)
 
 
 def age_map(

@@ -42,22 +42,24 @@ class Terrain:
             self.limits[part <= 1e-9] = -np.inf
         self.best = np.full(self.flat.size, np.inf, dtype=np.float32)
         self.source = np.empty(self.flat.size, dtype=np.intp)
+        self.mark = np.empty(self.flat.size, dtype=np.int32)
 
-    def growth(self, classes: Mask, at: NDArray[np.intp]) -> NDArray[np.float32]:
-        """By how many pixels classes have grown at some places."""
+    def gain(self, at: NDArray[np.intp], taker: Mask, holder: Mask) -> tuple[NDArray, NDArray]:
+        """By how many pixels two classes have grown at some places."""
         if self.field is None:
-            return self.whole[classes]
-        return self.whole[classes] + (self.field[at] < self.limits[classes])
+            return self.whole[taker], self.whole[holder]
+        luck = self.field[at]
+        return tuple(self.whole[one] + (luck < self.limits[one]) for one in (taker, holder))
 
     def start(self, growth: NDArray[np.float64]) -> Front:
         """Boundary pixels of classes that grow more than a neighbour."""
-        found = []
+        starts = np.zeros(self.flat.size, dtype=bool)
         for step in (1, self.width):
             first = np.flatnonzero(self.flat[:-step] != self.flat[step:])
             for here, there in ((first, first + step), (first + step, first)):
                 a, b = self.flat[here], self.flat[there]
-                found.append(here[(a != VOID) & (b != VOID) & (growth[a] > growth[b])])
-        at = np.unique(np.concatenate(found))
+                starts[here[(a != VOID) & (b != VOID) & (growth[a] > growth[b])]] = True
+        at = np.flatnonzero(starts)
         return Front(at, at)
 
     def advance(self, front: Front) -> Front:
@@ -72,19 +74,17 @@ class Terrain:
             rows, columns = np.divmod(at, self.width)
             rows -= source // self.width
             columns -= source % self.width
-            claim = np.sqrt(rows * rows + columns * columns, dtype=np.float32) - self.growth(classes[open_], at)
-            wins = (claim < EDGE - self.growth(other[open_], at)) & (claim < self.best[at])
+            taker, holder = self.gain(at, classes[open_], other[open_])
+            claim = np.sqrt(rows * rows + columns * columns, dtype=np.float32) - taker
+            wins = (claim < EDGE - holder) & (claim < self.best[at])
             at, source = at[wins], source[wins]
             self.best[at], self.source[at] = claim[wins], source
             taken.append(at)
         at = np.concatenate(taken)
         order = np.arange(len(at))
-        last = np.empty(0, dtype=np.intp)
-        if len(at):
-            mark = self.mark
-            mark[at] = order
-            last = at[mark[at] == order]
-        return Front(last, self.source[last])
+        self.mark[at] = order  # a pixel may be taken from several sides
+        at = at[self.mark[at] == order]
+        return Front(at, self.source[at])
 
 
 def spread(mask: Mask, growth: NDArray[np.float64], rng: np.random.Generator) -> Mask:
@@ -99,7 +99,6 @@ def spread(mask: Mask, growth: NDArray[np.float64], rng: np.random.Generator) ->
         The mask afterwards.
     """
     terrain = Terrain(mask, growth, rng)
-    terrain.mark = np.empty(terrain.flat.size, dtype=np.int32)
     front = terrain.start(growth)
     after = terrain.flat.copy()
     while len(front.at):

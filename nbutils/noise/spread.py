@@ -41,8 +41,8 @@ class Terrain:
             self.limits = np.quantile(self.field[::step], part).astype(np.float32)
             self.limits[part <= 1e-9] = -np.inf
         self.best = np.full(self.flat.size, np.inf, dtype=np.float32)
-        self.source = np.empty(self.flat.size, dtype=np.intp)
-        self.mark = np.empty(self.flat.size, dtype=np.int32)
+        self.source = np.empty(self.flat.size, dtype=np.int32 if self.flat.size < 1 << 31 else np.int64)
+        self.reached = np.zeros(self.flat.size, dtype=bool)
 
     def gain(self, at: NDArray[np.intp], taker: Mask, holder: Mask) -> tuple[NDArray, NDArray]:
         """By how many pixels two classes have grown at some places."""
@@ -53,18 +53,16 @@ class Terrain:
 
     def start(self, growth: NDArray[np.float64]) -> Front:
         """Boundary pixels of classes that grow more than a neighbour."""
-        starts = np.zeros(self.flat.size, dtype=bool)
         for step in (1, self.width):
             first = np.flatnonzero(self.flat[:-step] != self.flat[step:])
             for here, there in ((first, first + step), (first + step, first)):
                 a, b = self.flat[here], self.flat[there]
-                starts[here[(a != VOID) & (b != VOID) & (growth[a] > growth[b])]] = True
-        at = np.flatnonzero(starts)
+                self.reached[here[(a != VOID) & (b != VOID) & (growth[a] > growth[b])]] = True
+        at = self._reached()
         return Front(at, at)
 
     def advance(self, front: Front) -> Front:
         """Let a front take the pixels around it that it wins; return those."""
-        taken = []
         classes = self.flat[front.source]
         for down, right in AROUND:
             at = front.at + (down * self.width + right)
@@ -79,12 +77,15 @@ class Terrain:
             wins = (claim < EDGE - holder) & (claim < self.best[at])
             at, source = at[wins], source[wins]
             self.best[at], self.source[at] = claim[wins], source
-            taken.append(at)
-        at = np.concatenate(taken)
-        order = np.arange(len(at))
-        self.mark[at] = order  # a pixel may be taken from several sides
-        at = at[self.mark[at] == order]
+            self.reached[at] = True
+        at = self._reached()
         return Front(at, self.source[at])
+
+    def _reached(self) -> NDArray[np.intp]:
+        """Places marked since the last call, each once and in order."""
+        at = np.flatnonzero(self.reached)
+        self.reached[at] = False
+        return at
 
 
 def spread(mask: Mask, growth: NDArray[np.float64], rng: np.random.Generator) -> Mask:

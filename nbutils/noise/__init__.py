@@ -5,9 +5,14 @@ it differs. Void (255) stays where it is and never spreads; only classes of the 
 passes the random generator. Strength 0 changes nothing.
 
 Where the operators come from: pixels flipped independently are the textbook noise and the easiest one; removing and
-displacing whole objects follows AIO2 (Liu et al., TGRS 2024), which also erodes and dilates object by object, where
-`move_boundaries` does both along one smooth field. Confusion between classes in patches is our own stand-in for
-what product comparisons report (grass, shrub and bare soil are confused often, water seldom).
+displacing whole objects, and a rate drawn anew for each image, follow AIO2 (Liu et al., TGRS 2024), which also erodes
+and dilates object by object, where `move_boundaries` does both along one smooth field and `resize_classes` by class.
+Outlines are generalised as in maps (Douglas and Peucker), and seen through the blocks and the least area of a
+product. Confusion between classes in patches is our own stand-in for what product comparisons report (grass, shrub
+and bare soil are confused often, water seldom).
+
+Rates are achieved, not only expected: flips and matrices meet them to within a pixel in every image, object operators
+to within an object, and a recipe searches for the strength that meets its rate.
 """
 
 from nbutils.noise.fields import Mask, Noisy, smooth_field

@@ -108,7 +108,6 @@ def test_objects_by_class_and_size():
     assert share["omission", "1, all"] == 0.5 and share["omission", "2, all"] == 0 and share["omission", "all"] == 0.25
     assert share["commission", "2, 16-63 px"] == 1 and share["commission", "1, all"] == 0
     assert np.isnan(share["commission", "1, 16-63 px"]) and table.n["omission", "all"] == 4
-    assert share["shift", "length"] == pytest.approx(0, abs=0.25)
 
 
 def scene_of_squares() -> np.ndarray:

@@ -1,9 +1,11 @@
 """Where and how a noisy map errs, counted image by image.
 
 Everything here is a sum over the pixels or objects of one image, so that statistics of many images are functions of
-added sums, and drawing images with replacement needs no second look at the masks. Displacement, correlation and
-commission by distance are counted on 16 windows of 256 px, evenly spread, where an image has more than 2^20 pixels;
-everything else is counted on all pixels.
+added sums, and drawing images with replacement needs no second look at the masks.
+
+All pixels are counted, except in large images, where windows evenly spread over the image speak for it: 16 of 256 px
+for displacement, correlation and commission by distance in images of more than 2^20 pixels, and 4 of 1024 px for
+objects and kinds in images of more than 2^22 pixels whose noisy map is ragged, that is, changes every few pixels.
 """
 
 from dataclasses import dataclass, fields
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from nbutils.audit.agreement import Mask, _confusion
-from nbutils.audit.objects import Objects, find_objects, is_void
+from nbutils.audit.objects import RAGGED, Objects, find_objects, is_void
 from nbutils.distance import boundaries, squared
 from nbutils.legend import VOID
 
@@ -27,7 +29,8 @@ LAGS_PX = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64)
 """Distances at which errors are compared, along rows and along columns."""
 
 KINDS = ("shift", "omission", "commission", "boundary", "speckle", "confusion")
-WHOLE_PX, WINDOW_PX, PER_SIDE = 1 << 20, 256, 4
+SAMPLE = 1 << 20, 256, 16  # images of more pixels are sampled: by windows of that side, so many
+LARGER = 1 << 22, 1024, 4
 REACH_PX = 8  # largest displacement looked for
 BOUNDARY_PX = 3  # how far a wrong boundary may lie from the right one
 BLOCK_PX = 1 << 16  # pixels worked on at a time
@@ -69,34 +72,47 @@ def stack(images: list[Counts], n_classes: int) -> Counts:
 def count(noisy: Mask, exact: Mask, n_classes: int) -> Counts:
     """Count everything that the audit's statistics are made of, for one pair of masks (H, W)."""
     band, joint = _by_band(squared(boundaries(exact), int(EDGES_PX[-2]) - 2), exact, noisy, n_classes)
-    parts = _windows(exact.shape)
-    shift, step, weight = _displacement([(noisy[part], exact[part]) for part in parts])
-    moved = noisy if not any(step) else undo_shift(noisy, step)
-    found, drawn = find_objects(exact), find_objects(moved)
-    same = moved == exact
-    void = (moved == VOID) | (exact == VOID)
-    known = ~void if void.any() else None
-    absent = [_absent(objects, same, known) for objects in (found, drawn)]
+    parts = _windows(exact.shape, *SAMPLE)
+    pairs = [(noisy[part], exact[part]) for part in parts]
+    shift, step, weight = _displacement(pairs)
+    moved = undo_shift(noisy, step) if any(step) else noisy
+    ragged = sum(np.count_nonzero(a[:, 1:] != a[:, :-1]) for a, _ in pairs) * RAGGED > sum(a.size for a, _ in pairs)
+    larger = _windows(exact.shape, *LARGER) if ragged else [np.s_[:, :]]
+    objects, kinds = zip(*(_explained(noisy[p], exact[p], moved[p], band[p], n_classes) for p in larger), strict=True)
     return Counts(
         joint=joint,
-        outside=sum(_outside(noisy[part], exact[part], n_classes, len(parts) > 1) for part in parts),
-        objects=np.stack([_by_size(o, *a, n_classes) for o, a in zip((found, drawn), absent, strict=True)]),
+        outside=sum(_outside(a, b, n_classes, len(parts) > 1) for a, b in pairs),
+        objects=sum(objects),
         shift=shift,
         shift_weight=np.float64(weight),
-        lags=sum(_lags(noisy[part], exact[part]) for part in parts),
-        kinds=_kinds(noisy, exact, moved, band, (found, absent[0][1]), (drawn, absent[1][1])),
+        lags=sum(_lags(a, b) for a, b in pairs),
+        kinds=sum(kinds),
     )
 
 
-def _windows(shape: tuple[int, int]) -> list[tuple[slice, slice]]:
-    if shape[0] * shape[1] <= WHOLE_PX:
-        return [(slice(0, shape[0]), slice(0, shape[1]))]
-    down = max(1, min(PER_SIDE, shape[0] // WINDOW_PX))
+def _windows(shape: tuple[int, int], most_px: int, side: int, number: int) -> list[tuple[slice, slice]]:
+    """The whole image up to `most_px` pixels, else a `number` of evenly spread windows."""
+    if shape[0] * shape[1] <= most_px:
+        return [np.s_[:, :]]
+    down = max(1, min(int(number**0.5), shape[0] // side))
     starts = [
-        np.linspace(0, max(size - WINDOW_PX, 0), n).astype(int)
-        for size, n in zip(shape, (down, PER_SIDE**2 // down), strict=True)
+        np.linspace(0, max(size - side, 0), n).astype(int)
+        for size, n in zip(shape, (down, number // down), strict=True)
     ]
-    return [(slice(y, y + WINDOW_PX), slice(x, x + WINDOW_PX)) for y in starts[0] for x in starts[1]]
+    return [np.s_[y : y + side, x : x + side] for y in starts[0] for x in starts[1]]
+
+
+def _explained(
+    noisy: Mask, exact: Mask, moved: Mask, band: NDArray[np.uint8], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Objects by class and size on both sides, (2, K, S, 2), and wrong pixels by kind, (6,)."""
+    both = find_objects(exact), find_objects(moved)
+    same = moved == exact
+    void = (moved == VOID) | (exact == VOID)
+    known = ~void if void.any() else None
+    counts, absent = zip(*(_absent(objects, same, known) for objects in both), strict=True)
+    tables = [_by_size(*side, k) for side in zip(both, counts, absent, strict=True)]
+    return np.stack(tables), _kinds(noisy, exact, moved, band, (both[0], absent[0]), (both[1], absent[1]))
 
 
 def _by_band(

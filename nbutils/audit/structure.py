@@ -32,6 +32,7 @@ KINDS = ("shift", "omission", "commission", "boundary", "speckle", "confusion")
 SAMPLE = 1 << 20, 256, 16  # images of more pixels are sampled: by windows of that side, so many
 LARGER = 1 << 22, 1024, 4
 REACH_PX = 8  # largest displacement looked for
+AROUND_PX = 4  # how far around the best displacement others are looked at
 BOUNDARY_PX = 3  # how far a wrong boundary may lie from the right one
 BLOCK_PX = 1 << 16  # pixels worked on at a time
 SPECKLE_PX = 4  # objects of fewer pixels are speckle
@@ -167,23 +168,37 @@ def _displacement(pairs: list[tuple[Mask, Mask]]) -> tuple[NDArray[np.float64], 
     """Displacement of noisy masks against exact ones, of one image: sub-pixel, in whole pixels, and its weight.
 
     The share of agreeing pixels over displacements is symmetric about the true one, whatever else is wrong alike
-    everywhere. Smoothed, so that its tip becomes a dome, its greatest value and a paraboloid around it tell.
+    everywhere. Its greatest value is sought on every other pixel, then around. Smoothed, so that its tip becomes a
+    dome, the paraboloid through the dome's top tells the fraction of a pixel. Where the maps have no boundaries, or a
+    displacement explains no more errors than chance would (three standard errors of as many lone pixels), nothing
+    tells.
     """
-    edges = sum(int(np.count_nonzero(boundaries(exact))) for _, exact in pairs)
-    reach = min(REACH_PX, (min(min(exact.shape) for _, exact in pairs) - 1) // 4)
-    if not edges or reach < 2:
-        return np.full(2, np.nan), (0, 0), 0
-    agree, n = sum(_agreement(noisy, exact, reach) for noisy, exact in pairs)
-    if not n.all():
-        return np.full(2, np.nan), (0, 0), 0
-    share = agree / n
-    dome = ndimage.gaussian_filter(share, 1.0, mode="nearest")
-    top = np.array(np.unravel_index(dome[1:-1, 1:-1].argmax(), (2 * reach - 1,) * 2)) + 1
-    shift = top - reach + _summit(dome[top[0] - 1 : top[0] + 2, top[1] - 1 : top[1] + 2])
+    nothing = np.full(2, np.nan), (0, 0), 0
+    edges = [sum(int(np.count_nonzero(boundaries(mask))) for mask in masks) for masks in zip(*pairs, strict=True)]
+    reach = min(REACH_PX, (min(min(exact.shape) for _, exact in pairs) - 1) // 4) // 2 * 2
+    if not all(edges) or reach < 2:
+        return nothing
+    coarse = _agreement(pairs, range(-reach, reach + 1, 2), range(-reach, reach + 1, 2))
+    middle = coarse[:, reach // 2, reach // 2]
+    best = np.unravel_index(_share(coarse).argmax(), coarse.shape[1:])
+    top = 2 * np.array(best) - reach if _share(coarse)[best] > _share(middle) else np.zeros(2, int)
+    fine = _agreement(pairs, *(range(t - AROUND_PX, t + AROUND_PX + 1) for t in top.tolist()))
+    dome = ndimage.gaussian_filter(_share(fine), 1.0, mode="nearest")
+    peak = np.array(np.unravel_index(dome[1:-1, 1:-1].argmax(), (2 * AROUND_PX - 1,) * 2)) + 1
+    shift = top + peak - AROUND_PX + _summit(dome[peak[0] - 1 : peak[0] + 2, peak[1] - 1 : peak[1] + 2])
     step = np.round(shift).astype(int)
-    if share[tuple(step + reach)] <= share[reach, reach]:
-        step[:] = 0
-    return shift, (int(step[0]), int(step[1])), edges
+    if not step.any():
+        return shift, (0, 0), edges[1]
+    at = fine[:, *np.clip(step - top + AROUND_PX, 0, 2 * AROUND_PX)]
+    gain = (_share(at) - _share(middle)) * middle[1]
+    if gain <= 3 * np.sqrt(middle[1] * (2 - _share(at) - _share(middle))):
+        return (shift, (0, 0), edges[1]) if np.abs(shift).max() <= 1 else nothing
+    return shift, (int(step[0]), int(step[1])), edges[1]
+
+
+def _share(agreement: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Agreeing pixels among valid ones; 0 without any."""
+    return agreement[0] / np.maximum(agreement[1], 1)
 
 
 def _summit(around: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -198,31 +213,34 @@ def _summit(around: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.clip(top, -1, 1)
 
 
-def _agreement(noisy: Mask, exact: Mask, reach: int) -> NDArray[np.int64]:
-    """Agreeing and valid pixels where the noisy mask is displaced by -reach..reach, (2, 2 reach + 1, 2 reach + 1)."""
-    height, width = exact.shape
-    here, there = exact != VOID, noisy != VOID
-    full = bool(here.all() and there.all())
-    found = np.zeros((2, 2 * reach + 1, 2 * reach + 1), dtype=np.int64)
-    exact = np.where(here, exact, np.uint8(VOID - 1))  # void agrees with nothing
-    for down in range(-reach, reach + 1):
-        rows = slice(max(0, -down), height - max(0, down)), slice(max(0, down), height + min(0, down))
-        for right in range(-reach, reach + 1):
-            columns = slice(max(0, -right), width - max(0, right)), slice(max(0, right), width + min(0, right))
-            one, other = (rows[0], columns[0]), (rows[1], columns[1])
-            agree = exact[one] == noisy[other]
-            n = agree.size if full else np.count_nonzero(here[one] & there[other])
-            found[:, down + reach, right + reach] = np.count_nonzero(agree), n
+def _agreement(pairs: list[tuple[Mask, Mask]], downs: range, rights: range) -> NDArray[np.int64]:
+    """Agreeing and valid pixels of (noisy, exact) where the noisy masks are displaced, (2, downs, rights)."""
+    found = np.zeros((2, len(downs), len(rights)), dtype=np.int64)
+    for noisy, exact in pairs:
+        here, there = exact != VOID, noisy != VOID
+        full = bool(here.all() and there.all())
+        exact = np.where(here, exact, np.uint8(VOID - 1))  # void agrees with nothing
+        for i, down in enumerate(downs):
+            rows = _overlap(exact.shape[0], down)
+            for j, right in enumerate(rights):
+                columns = _overlap(exact.shape[1], right)
+                one, other = (rows[0], columns[0]), (rows[1], columns[1])
+                agree = exact[one] == noisy[other]
+                n = agree.size if full else np.count_nonzero(here[one] & there[other])
+                found[:, i, j] += [np.count_nonzero(agree), n]
     return found
+
+
+def _overlap(size: int, shift: int) -> tuple[slice, slice]:
+    """What overlaps of `size` pixels and as many displaced ones: the slice of the former, of the latter."""
+    return slice(max(0, -shift), size - max(0, shift)), slice(max(0, shift), size + min(0, shift))
 
 
 def undo_shift(noisy: Mask, step: tuple[int, int]) -> Mask:
     """Move a mask (H, W) back by whole pixels (down, right); void comes in at the rim."""
     back = np.full_like(noisy, VOID)
-    (height, width), (down, right) = noisy.shape, step
-    to = slice(max(0, -down), height - max(0, down)), slice(max(0, -right), width - max(0, right))
-    out_of = slice(max(0, down), height + min(0, down)), slice(max(0, right), width + min(0, right))
-    back[to] = noisy[out_of]
+    (rows, from_rows), (columns, from_columns) = (_overlap(*pair) for pair in zip(noisy.shape, step, strict=True))
+    back[rows, columns] = noisy[from_rows, from_columns]
     return back
 
 

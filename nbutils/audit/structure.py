@@ -28,12 +28,12 @@ SIZES_PX = (1, 4, 16, 64, 256, 1024, 4096, np.inf)
 LAGS_PX = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64)
 """Distances at which errors are compared, along rows and along columns."""
 
-KINDS = ("shift", "omission", "commission", "boundary", "speckle", "confusion")
+KINDS = ("shift", "omission", "commission", "speckle", "boundary", "confusion")
 SAMPLE = 1 << 20, 256, 16  # images of more pixels are sampled: by windows of that side, so many
 LARGER = 1 << 22, 1024, 4
 REACH_PX = 8  # largest displacement looked for
 AROUND_PX = 4  # how far around the best displacement others are looked at
-BOUNDARY_PX = 3  # how far a wrong boundary may lie from the right one
+BOUNDARY_PX = 5  # how far a wrong boundary may lie from the right one
 BLOCK_PX = 1 << 16  # pixels worked on at a time
 SPECKLE_PX = 4  # objects of fewer pixels are speckle
 
@@ -300,8 +300,8 @@ def _kinds(
     explain("shift", drawn[wrong] == right[wrong])
     for kind, (objects, absent), other in (("omission", omitted, drawn), ("commission", committed, right)):
         explain(kind, _replaced(objects, absent & (objects.area >= SPECKLE_PX), other, wrong))
-    explain("boundary", _beyond_boundary(exact, before, band, wrong))
     explain("speckle", committed[0].paint(committed[0].area < SPECKLE_PX).ravel()[wrong])
+    explain("boundary", _beyond_boundary(exact, before, band, wrong))
     found[KINDS.index("confusion")] = len(wrong)
     return found
 

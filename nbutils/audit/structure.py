@@ -19,7 +19,7 @@ from nbutils.audit.objects import RAGGED, Objects, find_objects, is_void
 from nbutils.distance import boundaries, squared
 from nbutils.legend import VOID
 
-EDGES_PX = (1, 2, 3, 5, 8, 13, np.inf)
+EDGES_PX = (1, 2, 3, 6, 9, 13, np.inf)
 """Bands of distance: to the nearest boundary inside a class, to the nearest pixel of the class outside; in pixels."""
 
 SIZES_PX = (1, 4, 16, 64, 256, 1024, 4096, np.inf)
@@ -336,9 +336,11 @@ def _beyond_boundary(
     wanted = noisy[pixels[left]]
     steps = np.arange(-BOUNDARY_PX, BOUNDARY_PX + 1)
     squares = steps[:, None] ** 2 + steps**2
-    offsets = np.argwhere((squares > 0) & (squares <= BOUNDARY_PX**2)) - BOUNDARY_PX
-    for y, x in sorted(offsets.tolist(), key=lambda offset: offset[0] ** 2 + offset[1] ** 2):
-        other = padded.ravel().take(at + (y * wide + x)) != wanted
-        found[left[~other]] = True
-        left, at, wanted = left[other], at[other], wanted[other]
+    for square in np.unique(squares[(squares > 0) & (squares <= BOUNDARY_PX**2)]):  # ring by ring
+        hit = np.zeros(len(left), dtype=bool)
+        for y, x in np.argwhere(squares == square).tolist():
+            step = (y - BOUNDARY_PX) * wide + x - BOUNDARY_PX
+            hit |= padded.ravel().take(at + step, mode="clip") == wanted  # clip: no check of bounds
+        found[left[hit]] = True
+        left, at, wanted = left[~hit], at[~hit], wanted[~hit]
     return found

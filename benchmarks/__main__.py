@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nbutils import ROOT, labelling, legend, networks, noise, objectives, patches, simulate, training
+from nbutils import ROOT, audit, distance, labelling, legend, networks, noise, objectives, patches, simulate, training
 from nbutils.legend import VOID
 
 PATCH_PX, BATCH, STEPS, BANDS = 96, 16, 6, ("nir", "red", "green", "blue")
@@ -168,6 +168,21 @@ def bench_noise(mask: NDArray[np.uint8]) -> list[Row]:
     return race("Mpx/s", (mask != VOID).sum() / 1e6, named, repeats=3, clock=time.process_time)
 
 
+def bench_audit(exact: NDArray[np.uint8], n_classes: int = 8) -> list[Row]:
+    """Examine a map that is displaced, one whose pixels are flipped, and distances alone, per second of one core."""
+    rng = np.random.default_rng(0)
+    moved = np.roll(exact, (2, -1), (0, 1))
+    flipped = noise.flip_labels(exact, 0.2, n_classes, rng=rng)[0]
+    edge = distance.boundaries(exact)
+    runners = {
+        "audit: examine, displaced map": lambda: audit.examine(moved, exact, n_classes, rng=rng).table(),
+        "audit: examine, flipped pixels": lambda: audit.examine(flipped, exact, n_classes, rng=rng).table(),
+        "distance: near, reach 16": lambda: distance.near(edge, 16),
+        "distance: scipy, unbounded": lambda: distance.near(edge, np.inf),
+    }
+    return race("Mpx/s", exact.size / 1e6, runners, repeats=3, clock=time.process_time)
+
+
 def bench_world() -> list[Row]:
     """One scene of the embedded city, in memory."""
     return race("Mpx/s", SCENE_PX**2 / 1e6, {"city scene": lambda: simulate.city_scene(1, SCENE_PX)}, repeats=3)
@@ -204,6 +219,7 @@ def main() -> None:
             lambda: bench_training(data, "resnet18", "bf16"),
             lambda: bench_lidar(Path(scratch)),
             lambda: bench_noise(big_mask()),
+            lambda: bench_audit(big_mask()),
             bench_world,
         ):
             for row in bench():

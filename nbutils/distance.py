@@ -11,6 +11,7 @@ from scipy import ndimage
 from nbutils.legend import VOID
 
 LONGEST = 64  # above, the unbounded transform of SciPy is as quick
+NARROW = 512  # pixels per row below which a call per row costs more than its work
 BLOCK_PX = 1 << 14  # pixels worked on at a time: three arrays of them stay in a core's cache
 
 
@@ -37,7 +38,10 @@ def near(mask: NDArray[np.bool_], reach: float) -> NDArray[np.float32]:
         distance = ndimage.distance_transform_edt(~mask).astype(np.float32)
         distance[distance > reach] = np.inf
         return distance
-    return _bounded(mask, reach)
+    squares = squared(mask, int(reach))
+    distance = np.sqrt(squares, dtype=np.float32)
+    distance[squares > int(reach * reach)] = np.inf
+    return distance
 
 
 def boundary_distance(mask: NDArray[np.uint8], reach: float = np.inf) -> NDArray[np.float32]:
@@ -68,38 +72,52 @@ def boundaries(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return edge
 
 
-def _bounded(mask: NDArray[np.bool_], reach: float) -> NDArray[np.float32]:
-    """Distance along columns first, then the least of squares along rows, some rows at a time."""
-    (height, width), steps = mask.shape, int(reach)
-    column = _along_columns(mask, steps + 1)
-    distance = np.empty(mask.shape, dtype=np.float32)
-    rows, wide = max(1, BLOCK_PX // (width + steps)), width + steps
-    far = np.uint16((steps + 1) ** 2)
-    padded = np.full(steps + rows * wide, far, dtype=np.uint16)  # `steps` pixels between rows: none reaches the next
+def squared(mask: NDArray[np.bool_], reach: int) -> NDArray[np.uint16]:
+    """Squared distance to the nearest True pixel, (H, W); at least (reach + 1)^2 beyond `reach`, at most 64 pixels.
+
+    Distance along columns first, then the least sum of squares along rows, some rows at a time.
+    """
+    if not 0 <= reach <= LONGEST:
+        raise ValueError(f"squared measures as far as 0..{LONGEST} pixels, got {reach}; near has no limit")
+    (height, width), wide = mask.shape, mask.shape[1] + reach
+    column = _along_columns(mask, reach + 1)
+    squares = np.empty(mask.shape, dtype=np.uint16)
+    rows = max(1, BLOCK_PX // wide)
+    far = np.uint16((reach + 1) ** 2)
+    padded = np.full(reach + rows * wide, far, dtype=np.uint16)  # `reach` pixels between rows: none sees the next
     least, other = np.empty((2, rows * wide), dtype=np.uint16)
     for top in range(0, height, rows):
         block = column[top : top + rows]
         n = len(block) * wide
-        inside = padded[steps : steps + n].reshape(-1, wide)[:, :width]
+        inside = padded[reach : reach + n].reshape(-1, wide)[:, :width]
         np.multiply(block, block, out=inside, dtype=np.uint16)
         best, part = least[:n], other[:n]
-        best[:] = padded[steps : steps + n]
-        for step in range(1, steps + 1):
-            part[:] = padded[steps - step : steps - step + n]
-            np.minimum(part[: n - step], padded[steps + step : steps + n], out=part[: n - step])
+        best[:] = padded[reach : reach + n]
+        for step in range(1, reach + 1):
+            part[:] = padded[reach - step : reach - step + n]
+            np.minimum(part[: n - step], padded[reach + step : reach + n], out=part[: n - step])
             part += np.uint16(step * step)
             np.minimum(best, part, out=best)
-        found, told = best.reshape(-1, wide)[:, :width], distance[top : top + rows]
-        np.sqrt(found, out=told, dtype=np.float32)
-        np.copyto(told, np.inf, where=found > int(reach * reach))
-    return distance
+        squares[top : top + rows] = best.reshape(-1, wide)[:, :width]
+    return squares
 
 
 def _along_columns(mask: NDArray[np.bool_], most: int) -> NDArray[np.uint8]:
-    """Distance to the nearest True pixel of the same column, `most` where it is that far or farther."""
+    """Distance to the nearest True pixel of the same column, `most` where it is that far or farther.
+
+    Row by row down and up; for narrow masks by steps of 1, 2, 4, ... rows, which are fewer than the rows.
+    """
     distance = np.where(mask, np.uint8(0), np.uint8(most))
+    if mask.shape[1] < NARROW:
+        step = 1
+        while step < min(most, len(mask)):
+            farther = distance + np.uint8(step)
+            np.minimum(distance[step:], farther[:-step], out=distance[step:])
+            np.minimum(distance[:-step], farther[step:], out=distance[:-step])
+            step *= 2
+        return distance
     for ahead in (distance, distance[::-1]):
-        following = np.empty_like(ahead[0])
+        following = np.empty(mask.shape[1], np.uint8)
         for before, row in zip(ahead[:-1], ahead[1:], strict=True):
             np.add(before, np.uint8(1), out=following)
             np.minimum(row, following, out=row)

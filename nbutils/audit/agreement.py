@@ -1,4 +1,4 @@
-"""Audit: what is wrong with a noisy map, measured against exact masks of the same ground.
+"""Agreement of a noisy map with exact masks of the same ground.
 
 One number, the noise rate, hides what matters for training: which classes are taken for which, and where. The
 confusion matrix answers the first, the boundary profile the second. Void in either mask never counts.
@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, special
+from scipy import special
 
+from nbutils.distance import boundary_distance
 from nbutils.legend import VOID
 
 Mask = NDArray[np.uint8]
@@ -173,23 +174,6 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def boundary_distance(exact: Mask) -> NDArray[np.float32]:
-    """Distance of every pixel of an (H, W) mask to the nearest pixel of another class, in pixels.
-
-    1 at a boundary, inf where the image has one class only and at void. Void is no class: its rim is no boundary.
-    """
-    edge = np.zeros(exact.shape, dtype=bool)
-    for one, other in ((np.s_[1:, :], np.s_[:-1, :]), (np.s_[:, 1:], np.s_[:, :-1])):
-        differ = (exact[one] != exact[other]) & (exact[one] != VOID) & (exact[other] != VOID)
-        edge[one] |= differ
-        edge[other] |= differ
-    if not edge.any():
-        return np.full(exact.shape, np.inf, dtype=np.float32)
-    distance = ndimage.distance_transform_edt(~edge).astype(np.float32) + 1
-    distance[exact == VOID] = np.inf
-    return distance
-
-
 @dataclass(frozen=True)
 class Profile:
     """Error rate against distance to the nearest exact class boundary.
@@ -231,9 +215,10 @@ def boundary_profile(
     if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
         raise ValueError(f"edges_px are at least two increasing distances, got {list(edges_px)}")
     count, wrong = np.zeros((2, len(edges) - 1), dtype=np.int64)
+    reach = float(edges[np.isfinite(edges)][-1])
     for a, b in _images(noisy, exact):
         valid = (a != VOID) & (b != VOID)
-        distance = boundary_distance(b)[valid]
+        distance = boundary_distance(b, reach)[valid]
         bins = np.searchsorted(edges[:-1], distance, side="right")  # 0: before the first edge
         if np.isfinite(edges[-1]):
             bins[distance >= edges[-1]] = 0

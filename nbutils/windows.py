@@ -10,12 +10,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nbutils import cards, files, labelling, legend, majority, maps, noise, sources, vectors
+from nbutils import cards, distance, files, labelling, legend, majority, maps, noise, sources, vectors
 from nbutils.legend import VOID
 from nbutils.lidar import cells, classify, ground, points
+from nbutils.noise import fields, geometry, objects, pairs, pixels, recipes, spread
 
 # what is in a patch
-MAKERS = (cards, cells, classify, files, ground, labelling, legend, majority, maps, noise, points, sources, vectors)
+MAKERS = (
+    *(cards, files, labelling, legend, majority, maps, sources, vectors),
+    *(cells, classify, ground, points),
+    *(distance, noise, fields, geometry, objects, pairs, pixels, recipes, spread),
+)
 
 
 class Ground(ExitStack):

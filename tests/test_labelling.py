@@ -25,7 +25,7 @@ def test_the_door_leads_to_every_way_of_labelling():
 
 def _dataset(noisy, exact_path: Path | None = None):
     exact = cards.Masks.model_validate({"glob": "*", "coding": "index", "legend": "dubai5"})
-    card = SimpleNamespace(noisy=noisy, exact=exact)
+    card = SimpleNamespace(noisy=noisy, exact=exact, gsd_m=None)
     tile = SimpleNamespace(name="a/b", image=exact_path, exact=exact_path, noisy=None)
     return SimpleNamespace(card=card, exact_legend=legend.get("dubai5")), tile
 

@@ -415,7 +415,8 @@ def imported(room: str) -> set[str]:
 
 
 def module_file(name: str) -> Path:
-    return Path(files.__file__).parents[1] / f"{name.replace('.', '/')}.py"
+    path = Path(files.__file__).parents[1] / name.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def test_whatever_makes_a_patch_is_part_of_its_recipe():

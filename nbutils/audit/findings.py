@@ -25,8 +25,8 @@ class Findings:
     - omission: in an object of the exact map that is absent from the noisy one, where the noisy map shows a class
       that lies beside the object;
     - commission: the same with the maps exchanged;
-    - boundary: the exact map has the pixel's noisy class within 3 px;
     - speckle: in an area of the noisy map smaller than 4 px;
+    - boundary: the exact map has the pixel's noisy class within 5 px;
     - confusion: the rest.
 
     An object is a 4-connected area of one class, of at least 4 px among the kinds; it is absent where less than half

@@ -1,9 +1,10 @@
 """Intervals over images of ratios of sums, honest with few images.
 
 Pixels of one image err together, so images are the independent units. The percentile interval of drawn images is too
-narrow with few of them (about 85 % instead of 95 % for the entries of a matrix at 20 images), because images differ
-in size and error and because a rare error lies in few of them. `share_intervals` takes the wider limit of two better
-ones on either side; how often it covers is printed by its tests.
+narrow with few of them: of simulated rare errors, which lie in few images, it held 84 % at 20 images where 95 % were
+promised, 72 % at 5. `share_intervals` takes the wider limit of two better ones on either side and held 92 % and 98 %
+there, 94 to 98 % of commoner errors at 5 to 30 images; of an entry of 1 % that nine of ten images hardly have, 86 %
+at 20. The tests print its coverage of planted noise.
 """
 
 import numpy as np

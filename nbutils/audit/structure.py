@@ -1,9 +1,11 @@
 """Where and how a noisy map errs, counted image by image.
 
 Everything here is a sum over the pixels or objects of one image, so that statistics of many images are functions of
-added sums, and drawing images with replacement needs no second look at the masks. Displacement, correlation and
-commission by distance are counted on 16 windows of 256 px, evenly spread, where an image has more than 2^20 pixels;
-everything else is counted on all pixels.
+added sums, and drawing images with replacement needs no second look at the masks.
+
+All pixels are counted, except in large images, where windows evenly spread over the image speak for it: 16 of 256 px
+for displacement, correlation and commission by distance in images of more than 2^20 pixels, and 4 of 1024 px for
+objects and kinds in images of more than 2^22 pixels whose noisy map is ragged, that is, changes every few pixels.
 """
 
 from dataclasses import dataclass, fields
@@ -13,11 +15,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from nbutils.audit.agreement import Mask, _confusion
-from nbutils.audit.objects import Objects, find_objects, is_void
+from nbutils.audit.objects import RAGGED, Objects, find_objects, is_void
 from nbutils.distance import boundaries, squared
 from nbutils.legend import VOID
 
-EDGES_PX = (1, 2, 3, 5, 8, 13, np.inf)
+EDGES_PX = (1, 2, 3, 6, 9, 13, np.inf)
 """Bands of distance: to the nearest boundary inside a class, to the nearest pixel of the class outside; in pixels."""
 
 SIZES_PX = (1, 4, 16, 64, 256, 1024, 4096, np.inf)
@@ -26,10 +28,12 @@ SIZES_PX = (1, 4, 16, 64, 256, 1024, 4096, np.inf)
 LAGS_PX = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64)
 """Distances at which errors are compared, along rows and along columns."""
 
-KINDS = ("shift", "omission", "commission", "boundary", "speckle", "confusion")
-WHOLE_PX, WINDOW_PX, PER_SIDE = 1 << 20, 256, 4
+KINDS = ("shift", "omission", "commission", "speckle", "boundary", "confusion")
+SAMPLE = 1 << 20, 256, 16  # images of more pixels are sampled: by windows of that side, so many
+LARGER = 1 << 22, 1024, 4
 REACH_PX = 8  # largest displacement looked for
-BOUNDARY_PX = 3  # how far a wrong boundary may lie from the right one
+AROUND_PX = 4  # how far around the best displacement others are looked at
+BOUNDARY_PX = 5  # how far a wrong boundary may lie from the right one
 BLOCK_PX = 1 << 16  # pixels worked on at a time
 SPECKLE_PX = 4  # objects of fewer pixels are speckle
 
@@ -69,34 +73,47 @@ def stack(images: list[Counts], n_classes: int) -> Counts:
 def count(noisy: Mask, exact: Mask, n_classes: int) -> Counts:
     """Count everything that the audit's statistics are made of, for one pair of masks (H, W)."""
     band, joint = _by_band(squared(boundaries(exact), int(EDGES_PX[-2]) - 2), exact, noisy, n_classes)
-    parts = _windows(exact.shape)
-    shift, step, weight = displacement([(noisy[part], exact[part]) for part in parts])
-    moved = noisy if not any(step) else undo_shift(noisy, step)
-    found, drawn = find_objects(exact), find_objects(moved)
-    same = moved == exact
-    void = (moved == VOID) | (exact == VOID)
-    known = ~void if void.any() else None
-    absent = [_absent(objects, same, known) for objects in (found, drawn)]
+    parts = _windows(exact.shape, *SAMPLE)
+    pairs = [(noisy[part], exact[part]) for part in parts]
+    shift, step, weight = displacement(pairs)
+    moved = undo_shift(noisy, step) if any(step) else noisy
+    ragged = sum(np.count_nonzero(a[:, 1:] != a[:, :-1]) for a, _ in pairs) * RAGGED > sum(a.size for a, _ in pairs)
+    larger = _windows(exact.shape, *LARGER) if ragged else [np.s_[:, :]]
+    objects, kinds = zip(*(_explained(noisy[p], exact[p], moved[p], band[p], n_classes) for p in larger), strict=True)
     return Counts(
         joint=joint,
-        outside=sum(_outside(noisy[part], exact[part], n_classes, len(parts) > 1) for part in parts),
-        objects=np.stack([_by_size(o, *a, n_classes) for o, a in zip((found, drawn), absent, strict=True)]),
+        outside=sum(_outside(a, b, n_classes, len(parts) > 1) for a, b in pairs),
+        objects=sum(objects),
         shift=shift,
         shift_weight=np.float64(weight),
-        lags=sum(_lags(noisy[part], exact[part]) for part in parts),
-        kinds=_kinds(noisy, exact, moved, band, (found, absent[0][1]), (drawn, absent[1][1])),
+        lags=sum(_lags(a, b) for a, b in pairs),
+        kinds=sum(kinds),
     )
 
 
-def _windows(shape: tuple[int, int]) -> list[tuple[slice, slice]]:
-    if shape[0] * shape[1] <= WHOLE_PX:
-        return [(slice(0, shape[0]), slice(0, shape[1]))]
-    down = max(1, min(PER_SIDE, shape[0] // WINDOW_PX))
+def _windows(shape: tuple[int, int], most_px: int, side: int, number: int) -> list[tuple[slice, slice]]:
+    """The whole image up to `most_px` pixels, else a `number` of evenly spread windows."""
+    if shape[0] * shape[1] <= most_px:
+        return [np.s_[:, :]]
+    down = max(1, min(int(number**0.5), shape[0] // side))
     starts = [
-        np.linspace(0, max(size - WINDOW_PX, 0), n).astype(int)
-        for size, n in zip(shape, (down, PER_SIDE**2 // down), strict=True)
+        np.linspace(0, max(size - side, 0), n).astype(int)
+        for size, n in zip(shape, (down, number // down), strict=True)
     ]
-    return [(slice(y, y + WINDOW_PX), slice(x, x + WINDOW_PX)) for y in starts[0] for x in starts[1]]
+    return [np.s_[y : y + side, x : x + side] for y in starts[0] for x in starts[1]]
+
+
+def _explained(
+    noisy: Mask, exact: Mask, moved: Mask, band: NDArray[np.uint8], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Objects by class and size on both sides, (2, K, S, 2), and wrong pixels by kind, (6,)."""
+    both = find_objects(exact), find_objects(moved)
+    same = moved == exact
+    void = (moved == VOID) | (exact == VOID)
+    known = ~void if void.any() else None
+    counts, absent = zip(*(_absent(objects, same, known) for objects in both), strict=True)
+    tables = [_by_size(*side, k) for side in zip(both, counts, absent, strict=True)]
+    return np.stack(tables), _kinds(noisy, exact, moved, band, (both[0], absent[0]), (both[1], absent[1]))
 
 
 def _by_band(
@@ -151,23 +168,37 @@ def displacement(pairs: list[tuple[Mask, Mask]]) -> tuple[NDArray[np.float64], t
     """Displacement of noisy masks against exact ones, of one image: sub-pixel, in whole pixels, and its weight.
 
     The share of agreeing pixels over displacements is symmetric about the true one, whatever else is wrong alike
-    everywhere. Smoothed, so that its tip becomes a dome, its greatest value and a paraboloid around it tell.
+    everywhere. Its greatest value is sought on every other pixel, then around. Smoothed, so that its tip becomes a
+    dome, the paraboloid through the dome's top tells the fraction of a pixel. Where the maps have no boundaries, or a
+    displacement explains no more errors than chance would (three standard errors of as many lone pixels), nothing
+    tells.
     """
-    edges = sum(int(np.count_nonzero(boundaries(exact))) for _, exact in pairs)
-    reach = min(REACH_PX, (min(min(exact.shape) for _, exact in pairs) - 1) // 4)
-    if not edges or reach < 2:
-        return np.full(2, np.nan), (0, 0), 0
-    agree, n = sum(_agreement(noisy, exact, reach) for noisy, exact in pairs)
-    if not n.all():
-        return np.full(2, np.nan), (0, 0), 0
-    share = agree / n
-    dome = ndimage.gaussian_filter(share, 1.0, mode="nearest")
-    top = np.array(np.unravel_index(dome[1:-1, 1:-1].argmax(), (2 * reach - 1,) * 2)) + 1
-    shift = top - reach + _summit(dome[top[0] - 1 : top[0] + 2, top[1] - 1 : top[1] + 2])
+    nothing = np.full(2, np.nan), (0, 0), 0
+    edges = [sum(int(np.count_nonzero(boundaries(mask))) for mask in masks) for masks in zip(*pairs, strict=True)]
+    reach = min(REACH_PX, (min(min(exact.shape) for _, exact in pairs) - 1) // 4) // 2 * 2
+    if not all(edges) or reach < 2:
+        return nothing
+    coarse = _agreement(pairs, range(-reach, reach + 1, 2), range(-reach, reach + 1, 2))
+    middle = coarse[:, reach // 2, reach // 2]
+    best = np.unravel_index(_share(coarse).argmax(), coarse.shape[1:])
+    top = 2 * np.array(best) - reach if _share(coarse)[best] > _share(middle) else np.zeros(2, int)
+    fine = _agreement(pairs, *(range(t - AROUND_PX, t + AROUND_PX + 1) for t in top.tolist()))
+    dome = ndimage.gaussian_filter(_share(fine), 1.0, mode="nearest")
+    peak = np.array(np.unravel_index(dome[1:-1, 1:-1].argmax(), (2 * AROUND_PX - 1,) * 2)) + 1
+    shift = top + peak - AROUND_PX + _summit(dome[peak[0] - 1 : peak[0] + 2, peak[1] - 1 : peak[1] + 2])
     step = np.round(shift).astype(int)
-    if share[tuple(step + reach)] <= share[reach, reach]:
-        step[:] = 0
-    return shift, (int(step[0]), int(step[1])), edges
+    if not step.any():
+        return shift, (0, 0), edges[1]
+    at = fine[:, *np.clip(step - top + AROUND_PX, 0, 2 * AROUND_PX)]
+    gain = (_share(at) - _share(middle)) * middle[1]
+    if gain <= 3 * np.sqrt(middle[1] * (2 - _share(at) - _share(middle))):
+        return (shift, (0, 0), edges[1]) if np.abs(shift).max() <= 1 else nothing
+    return shift, (int(step[0]), int(step[1])), edges[1]
+
+
+def _share(agreement: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Agreeing pixels among valid ones; 0 without any."""
+    return agreement[0] / np.maximum(agreement[1], 1)
 
 
 def _summit(around: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -182,31 +213,34 @@ def _summit(around: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.clip(top, -1, 1)
 
 
-def _agreement(noisy: Mask, exact: Mask, reach: int) -> NDArray[np.int64]:
-    """Agreeing and valid pixels where the noisy mask is displaced by -reach..reach, (2, 2 reach + 1, 2 reach + 1)."""
-    height, width = exact.shape
-    here, there = exact != VOID, noisy != VOID
-    full = bool(here.all() and there.all())
-    found = np.zeros((2, 2 * reach + 1, 2 * reach + 1), dtype=np.int64)
-    exact = np.where(here, exact, np.uint8(VOID - 1))  # void agrees with nothing
-    for down in range(-reach, reach + 1):
-        rows = slice(max(0, -down), height - max(0, down)), slice(max(0, down), height + min(0, down))
-        for right in range(-reach, reach + 1):
-            columns = slice(max(0, -right), width - max(0, right)), slice(max(0, right), width + min(0, right))
-            one, other = (rows[0], columns[0]), (rows[1], columns[1])
-            agree = exact[one] == noisy[other]
-            n = agree.size if full else np.count_nonzero(here[one] & there[other])
-            found[:, down + reach, right + reach] = np.count_nonzero(agree), n
+def _agreement(pairs: list[tuple[Mask, Mask]], downs: range, rights: range) -> NDArray[np.int64]:
+    """Agreeing and valid pixels of (noisy, exact) where the noisy masks are displaced, (2, downs, rights)."""
+    found = np.zeros((2, len(downs), len(rights)), dtype=np.int64)
+    for noisy, exact in pairs:
+        here, there = exact != VOID, noisy != VOID
+        full = bool(here.all() and there.all())
+        exact = np.where(here, exact, np.uint8(VOID - 1))  # void agrees with nothing
+        for i, down in enumerate(downs):
+            rows = _overlap(exact.shape[0], down)
+            for j, right in enumerate(rights):
+                columns = _overlap(exact.shape[1], right)
+                one, other = (rows[0], columns[0]), (rows[1], columns[1])
+                agree = exact[one] == noisy[other]
+                n = agree.size if full else np.count_nonzero(here[one] & there[other])
+                found[:, i, j] += [np.count_nonzero(agree), n]
     return found
+
+
+def _overlap(size: int, shift: int) -> tuple[slice, slice]:
+    """What overlaps of `size` pixels and as many displaced ones: the slice of the former, of the latter."""
+    return slice(max(0, -shift), size - max(0, shift)), slice(max(0, shift), size + min(0, shift))
 
 
 def undo_shift(noisy: Mask, step: tuple[int, int]) -> Mask:
     """Move a mask (H, W) back by whole pixels (down, right); void comes in at the rim."""
     back = np.full_like(noisy, VOID)
-    (height, width), (down, right) = noisy.shape, step
-    to = slice(max(0, -down), height - max(0, down)), slice(max(0, -right), width - max(0, right))
-    out_of = slice(max(0, down), height + min(0, down)), slice(max(0, right), width + min(0, right))
-    back[to] = noisy[out_of]
+    (rows, from_rows), (columns, from_columns) = (_overlap(*pair) for pair in zip(noisy.shape, step, strict=True))
+    back[rows, columns] = noisy[from_rows, from_columns]
     return back
 
 
@@ -266,8 +300,8 @@ def _kinds(
     explain("shift", drawn[wrong] == right[wrong])
     for kind, (objects, absent), other in (("omission", omitted, drawn), ("commission", committed, right)):
         explain(kind, _replaced(objects, absent & (objects.area >= SPECKLE_PX), other, wrong))
-    explain("boundary", _beyond_boundary(exact, before, band, wrong))
     explain("speckle", committed[0].paint(committed[0].area < SPECKLE_PX).ravel()[wrong])
+    explain("boundary", _beyond_boundary(exact, before, band, wrong))
     found[KINDS.index("confusion")] = len(wrong)
     return found
 
@@ -302,9 +336,11 @@ def _beyond_boundary(
     wanted = noisy[pixels[left]]
     steps = np.arange(-BOUNDARY_PX, BOUNDARY_PX + 1)
     squares = steps[:, None] ** 2 + steps**2
-    offsets = np.argwhere((squares > 0) & (squares <= BOUNDARY_PX**2)) - BOUNDARY_PX
-    for y, x in sorted(offsets.tolist(), key=lambda offset: offset[0] ** 2 + offset[1] ** 2):
-        other = padded.ravel().take(at + (y * wide + x)) != wanted
-        found[left[~other]] = True
-        left, at, wanted = left[other], at[other], wanted[other]
+    for square in np.unique(squares[(squares > 0) & (squares <= BOUNDARY_PX**2)]):  # ring by ring
+        hit = np.zeros(len(left), dtype=bool)
+        for y, x in np.argwhere(squares == square).tolist():
+            step = (y - BOUNDARY_PX) * wide + x - BOUNDARY_PX
+            hit |= padded.ravel().take(at + step, mode="clip") == wanted  # clip: no check of bounds
+        found[left[hit]] = True
+        left, at, wanted = left[~hit], at[~hit], wanted[~hit]
     return found

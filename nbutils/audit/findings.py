@@ -26,7 +26,7 @@ class Findings:
       that lies beside the object;
     - commission: the same with the maps exchanged;
     - speckle: in an area of the noisy map smaller than 4 px;
-    - boundary: the exact map has the pixel's noisy class within 5 px;
+    - boundary: the exact map has the pixel's noisy class within 4 px;
     - confusion: the rest.
 
     An object is a 4-connected area of one class, of at least 4 px among the kinds; it is absent where less than half
@@ -79,7 +79,8 @@ class Findings:
     def shift_px(self) -> NDArray[np.float64]:
         """Displacement of the noisy map against the exact one, pixels (down, right), mean over images, (2,).
 
-        Images weigh by their boundary pixels. `counts.shift` holds each image's own, (N, 2).
+        Looked for up to 15 px, a quarter of the image's side at most. Images weigh by their boundary pixels;
+        `counts.shift` holds each image's own, (N, 2).
         """
         weight = self.counts.shift_weight
         return _ratios((np.nan_to_num(self.counts.shift) * weight[:, None]).sum(axis=0), weight.sum())

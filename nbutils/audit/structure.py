@@ -3,7 +3,7 @@
 Everything here is a sum over the pixels or objects of one image, so that statistics of many images are functions of
 added sums, and drawing images with replacement needs no second look at the masks.
 
-All pixels are counted, except in large images, where windows evenly spread over the image speak for it: 16 of 256 px
+All pixels are counted, except in large images, where windows evenly spread over the image speak for it: 9 of 256 px
 for displacement, correlation and commission by distance in images of more than 2^20 pixels, and 4 of 1024 px for
 objects and kinds in images of more than 2^22 pixels whose noisy map is ragged, that is, changes every few pixels.
 """
@@ -29,11 +29,11 @@ LAGS_PX = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64)
 """Distances at which errors are compared, along rows and along columns."""
 
 KINDS = ("shift", "omission", "commission", "speckle", "boundary", "confusion")
-SAMPLE = 1 << 20, 256, 16  # images of more pixels are sampled: by windows of that side, so many
+SAMPLE = 1 << 20, 256, 9  # images of more pixels are sampled: by windows of that side, so many
 LARGER = 1 << 22, 1024, 4
-REACH_PX = 8  # largest displacement looked for
+REACH_PX, STRIDE_PX = 15, 3  # how far displacements are looked for, and on which grid at first
 AROUND_PX = 4  # how far around the best displacement others are looked at
-BOUNDARY_PX = 5  # how far a wrong boundary may lie from the right one
+BOUNDARY_PX = 4  # how far a wrong boundary may lie from the right one
 BLOCK_PX = 1 << 16  # pixels worked on at a time
 SPECKLE_PX = 4  # objects of fewer pixels are speckle
 
@@ -168,20 +168,22 @@ def displacement(pairs: list[tuple[Mask, Mask]]) -> tuple[NDArray[np.float64], t
     """Displacement of noisy masks against exact ones, of one image: sub-pixel, in whole pixels, and its weight.
 
     The share of agreeing pixels over displacements is symmetric about the true one, whatever else is wrong alike
-    everywhere. Its greatest value is sought on every other pixel, then around. Smoothed, so that its tip becomes a
-    dome, the paraboloid through the dome's top tells the fraction of a pixel. Where the maps have no boundaries, or a
-    displacement explains no more errors than chance would (three standard errors of as many lone pixels), nothing
-    tells.
+    everywhere. Its greatest value is sought on every third pixel, up to 15 away, then around. Smoothed, so that its
+    tip becomes a dome, the paraboloid through the dome's top tells the fraction of a pixel. Where the maps have no
+    boundaries, or a displacement explains no more errors than chance would (three standard errors of as many lone
+    pixels), nothing tells.
     """
     nothing = np.full(2, np.nan), (0, 0), 0
     edges = [sum(int(np.count_nonzero(boundaries(mask))) for mask in masks) for masks in zip(*pairs, strict=True)]
-    reach = min(REACH_PX, (min(min(exact.shape) for _, exact in pairs) - 1) // 4) // 2 * 2
-    if not all(edges) or reach < 2:
+    reach = min(REACH_PX, (min(min(exact.shape) for _, exact in pairs) - 1) // 4)
+    reach -= reach % STRIDE_PX
+    if not all(edges) or reach < STRIDE_PX:
         return nothing
-    coarse = _agreement(pairs, range(-reach, reach + 1, 2), range(-reach, reach + 1, 2))
-    middle = coarse[:, reach // 2, reach // 2]
+    grid = range(-reach, reach + 1, STRIDE_PX)
+    coarse = _agreement(pairs, grid, grid)
+    middle = coarse[:, len(grid) // 2, len(grid) // 2]
     best = np.unravel_index(_share(coarse).argmax(), coarse.shape[1:])
-    top = 2 * np.array(best) - reach if _share(coarse)[best] > _share(middle) else np.zeros(2, int)
+    top = STRIDE_PX * np.array(best) - reach if _share(coarse)[best] > _share(middle) else np.zeros(2, int)
     fine = _agreement(pairs, *(range(t - AROUND_PX, t + AROUND_PX + 1) for t in top.tolist()))
     dome = ndimage.gaussian_filter(_share(fine), 1.0, mode="nearest")
     peak = np.array(np.unravel_index(dome[1:-1, 1:-1].argmax(), (2 * AROUND_PX - 1,) * 2)) + 1

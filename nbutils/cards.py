@@ -120,11 +120,12 @@ class Masks(Files):
 
 
 class Inject(_Strict):
-    """Noisy masks made from the exact ones by a named recipe of `nbutils.noise`."""
+    """Noisy masks made from the exact ones by a named recipe of `nbutils.noise`, at a strength or to a rate."""
 
     source: Literal["inject"] = Field(alias="from")
     recipe: str = "map-like"
     strength: float = Field(1.0, ge=0)
+    rate: float | None = Field(None, ge=0, le=1)
     seed: int = Field(0, ge=0)
 
     @field_validator("recipe")

@@ -62,7 +62,7 @@ def noisy_mask(dataset: Dataset, tile: Tile) -> NDArray[np.uint8]:
         rng = np.random.default_rng([how.seed, *np.frombuffer(key, np.uint32).tolist()])
         exact = read_exact(dataset, tile)
         recipe, gsd_m = noise.RECIPES[how.recipe], dataset.card.gsd_m or 1.0
-        return recipe.apply(exact, dataset.exact_legend, rng, how.strength, gsd_m=gsd_m)[0]
+        return recipe.apply(exact, dataset.exact_legend, rng, how.strength, rate=how.rate, gsd_m=gsd_m)[0]
     if tile.noisy is None:
         raise SourceError(f"{tile.name}: has no file for its noisy mask; the card's `noisy` part finds none")
     with open_file(tile.image) as image:

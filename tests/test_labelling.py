@@ -39,6 +39,8 @@ def test_injected_masks_are_the_tiles_own_and_repeatable(tmp_path):
     assert np.array_equal(first, labelling.noisy_mask(dataset, tile)) and 0.01 < (first != exact).mean() < 0.8
     tile.name = "a/c"
     assert not np.array_equal(first, labelling.noisy_mask(dataset, tile))
+    asked = labelling.noisy_mask(_dataset(inject.model_copy(update={"rate": 0.2}), path)[0], tile)
+    assert abs((asked != exact).mean() - 0.2) < 0.01
     still = inject.model_copy(update={"strength": 0.0})
     assert np.array_equal(labelling.noisy_mask(_dataset(still, path)[0], tile), exact)
 

@@ -27,7 +27,7 @@ def count(mask: np.ndarray, value: int) -> int:
     return measure.label(mask == value, connectivity=1).max()
 
 
-def test_omitted_objects_vanish_whole_into_their_surroundings():
+def test_omitted_objects_vanish_whole_into_theirsurroundings():
     mask = np.ones((40, 40), np.uint8)
     mask[5:9, 5:9] = 0  # inside class 1
     mask[20:, :] = 2
@@ -48,7 +48,7 @@ def test_omission_takes_objects_at_the_rate_asked_and_spares_large_ones():
     assert np.array_equal(kept, mask), "nine pixels are more than the largest share"
 
 
-def test_an_object_without_surroundings_stays():
+def test_an_object_withoutsurroundings_stays():
     alone = np.full((8, 8), VOID, np.uint8)
     alone[2:5, 2:5] = 3
     for mask in (alone, np.zeros((8, 8), np.uint8)):

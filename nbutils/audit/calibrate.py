@@ -29,7 +29,8 @@ from nbutils.audit.findings import pool, statistics_of, with_intervals
 from nbutils.audit.structure import displacement
 from nbutils.distance import boundary_distance, near
 from nbutils.legend import VOID, Legend
-from nbutils.noise import smooth_field
+from nbutils.noise.fields import smooth_field
+from nbutils.noise.objects import surroundings
 
 Mask = NDArray[np.uint8]
 BANDS_PX = np.array([1, 2, 3, 4, 6, 9, 14])  # distance to the nearest boundary, each up to the next
@@ -49,7 +50,8 @@ class Calibrated:
     Attributes:
         to_noisy: The map's class for every exact class when it is right, (K,).
         shifts_px: Displacements (down, right) of the audited scenes, whole pixels, (S, 2).
-        least_px: Smallest area the map shows of each of its classes, (C,); smaller errors are not made.
+        least_px: Smallest area the map shows of each of its classes, (C,); a smaller error becomes what
+            surrounds it.
         omission: Probability that an object is lost, by map class and size (`SIZES_PX`), (C, S).
         table: Probability of every map class, (2, K, C + 1, B, C): object kept or lost, exact class, nearest other
             class (C: none near), distance (`BANDS_PX`; the first stands for all in lost objects).
@@ -147,8 +149,10 @@ class Calibrated:
         noisy = np.where(ground.valid, ground.right, VOID).astype(np.uint8)
         noisy[changed] = np.minimum((draw[:, None] >= steps).sum(axis=1), others.shape[1] - 1)
         objects, size, class_of = _objects(noisy)
-        small = (size < self.least_px[class_of])[objects]
-        return np.where(small & ground.valid, ground.right, noisy).astype(np.uint8)
+        wrong = np.bincount(objects.ravel(), weights=(noisy != ground.right).ravel(), minlength=len(size))
+        small = (size < self.least_px[class_of]) & (wrong * 2 > size)
+        around = surroundings(noisy, objects, small)[objects]
+        return np.where(around == VOID, noisy, around).astype(np.uint8)
 
     def _levels(self, ground: "_Ground", rng: np.random.Generator) -> NDArray[np.float32]:
         """Numbers uniform in (0, 1) at every pixel; low on one side of a boundary where they are high on the other.

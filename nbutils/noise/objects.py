@@ -73,11 +73,11 @@ class Objects:
             return self.mask.copy()
         gone = np.zeros(len(self.sizes), dtype=bool)
         gone[chosen] = True
-        fill = _surroundings(self.mask, self.ids, gone)[self.ids]
+        fill = surroundings(self.mask, self.ids, gone)[self.ids]
         return np.where(fill == VOID, self.mask, fill)
 
 
-def _surroundings(mask: Mask, objects: NDArray[np.integer], gone: NDArray[np.bool_]) -> Mask:
+def surroundings(mask: Mask, objects: NDArray[np.integer], gone: NDArray[np.bool_]) -> Mask:
     """Most frequent class among the 4-neighbours outside each object, per object id; void where kept or alone."""
     size = int(mask[mask != VOID].max(initial=0)) + 1
     votes = np.zeros(len(gone) * size, dtype=np.int64)

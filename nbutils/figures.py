@@ -36,6 +36,7 @@ __all__ = [
     "budget_curves",
     "confusion_heatmap",
     "forest",
+    "goodness_of_fit",
     "heat_map",
     "label_of",
     "layer_profile",
@@ -309,6 +310,31 @@ def forest(differences: pd.DataFrame, *, xlabel: str = "Difference in mean IoU (
         Line2D([], [], color=c, marker=m, markerfacecolor=c if filled else "white", label=verdict)
         for verdict, (c, m, filled) in VERDICTS.items()
     ]
+    house.legend_below(fig, marks)
+    return fig
+
+
+@house.styled
+def goodness_of_fit(audited: pd.DataFrame, simulated: Mapping[str, ArrayLike]) -> Figure:
+    """What was audited, with its intervals, and what noise models simulate; one line per statistic.
+
+    `audited` has columns label, value, low, high (fractions); `simulated` maps a model to its values, each (N,).
+    """
+    house.need(audited, ["label", "value", "low", "high"], "goodness_of_fit")
+    fig, ax = plt.subplots(figsize=(WIDE * 0.8, 0.85 + 0.17 * len(audited)))
+    y = np.arange(len(audited))
+    value, low, high = house.in_percent(audited[["value", "low", "high"]].T.to_numpy(float), "goodness_of_fit")
+    ax.hlines(y, low, high, color="#b0b0b0", linewidth=4)
+    marks = ax.plot(value, y, "|", color="black", markersize=9, label="audited")
+    for number, (name, values) in enumerate(simulated.items()):
+        colour, marker = OTHERS[number % len(OTHERS)]
+        values = house.in_percent(np.asarray(values, float), "goodness_of_fit")
+        look = {"color": colour, "markerfacecolor": "none" if number else colour, "label": house.label_of(name)}
+        marks += ax.plot(values, y, marker, markersize=5, **look)
+    ax.set_yticks(y, audited["label"])
+    ax.set(ylim=(len(audited) - 0.4, -0.6), xlabel="Per cent")
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
     house.legend_below(fig, marks)
     return fig
 

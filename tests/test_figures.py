@@ -225,6 +225,16 @@ def test_forest_has_groups_intervals_and_verdicts():
         figures.forest(differences().assign(verdict="maybe"))
 
 
+def test_goodness_of_fit_has_a_line_for_every_statistic_and_a_mark_for_every_model():
+    table = pd.DataFrame({"label": ["rate", "iou"], "value": [0.2, 0.6], "low": [0.1, 0.5], "high": [0.3, 0.7]})
+    fig = figures.goodness_of_fit(table, {"calibrated": [0.25, 0.55], "flips": pd.Series([0.2, 0.9])})
+    (ax,) = fig.axes
+    assert ticks(ax.get_yticklabels()) == ["rate", "iou"]
+    assert [line.get_xdata().tolist() for line in ax.lines] == [[20, 60], [25, 55], [20, 90]]
+    assert np.allclose([segment[:, 0] for segment in ax.collections[0].get_segments()], [[10, 30], [50, 70]])
+    assert names_in(fig.legends[0]) == ["audited", "calibrated", "flips"]
+
+
 def test_curves():
     fig = figures.boundary_profile({"map-like": ([0.5, 1.5], [0.4, 0.2]), "shifted": ([0.5, 1.5], [0.3, 0.1])})
     assert names_in(fig.axes[0].get_legend()) == ["map-like", "shifted"]
@@ -258,6 +268,11 @@ def test_layer_profile_keeps_the_order_of_layers_and_draws_the_floor():
         (figures.arm_bars, scores(), "low"),
         (figures.heat_map, scores(), "decoder"),
         (figures.forest, differences(), "verdict"),
+        (
+            lambda t: figures.goodness_of_fit(t, {}),
+            pd.DataFrame({"label": ["a"], "value": 0.1, "low": 0, "high": 1}),
+            "low",
+        ),
         (figures.learning_curves, pd.DataFrame({"step": [1], "series": "a", "value": 0.1}), "series"),
         (
             lambda t: figures.layer_profile(t, ylabel=""),

@@ -4,7 +4,7 @@
 
 Executed copies go to `build/<profile>/<data set>/`, figures and tables to `figures/` in it; `index.html` shows
 both. Notebooks run in the order of their numbers, but 00 comes last, because it shows what the others found, and 01
-and 02, which train nothing, run beside the others.
+and 02, which need nothing of the others, run beside them.
 With `--publish figures` the figures and tables then replace those in that folder.
 Exit status: 0 done, 1 a notebook failed, 2 wrong input (profile, card or missing data), 130 interrupted.
 """
@@ -176,7 +176,7 @@ def describe_failure(error: papermill.PapermillExecutionError, path: Path, copy:
 def run_all(notebooks: dict[Path, dict[str, Any]], folder: Path) -> None:
     """Run notebooks with their parameters into a fresh `folder`, telling how far it is.
 
-    Those that train run in order, for they share runs; those of `BESIDE` train nothing and run at the same time; 00
+    03 to 06 run in order, for they share runs; those of `BESIDE` need nothing of them and run at the same time; 00
     shows what all the others found and runs last. A failure ends every line after the notebook it is at.
 
     Raises:

@@ -230,7 +230,7 @@ def test_goodness_of_fit_has_a_line_for_every_statistic_and_a_mark_for_every_mod
     fig = figures.goodness_of_fit(table, {"calibrated": [0.25, 0.55], "flips": pd.Series([0.2, 0.9])})
     (ax,) = fig.axes
     assert ticks(ax.get_yticklabels()) == ["rate", "iou"]
-    assert [line.get_xdata().tolist() for line in ax.lines] == [[20, 60], [25, 55], [20, 90]]
+    np.testing.assert_allclose([line.get_xdata() for line in ax.lines], [[20, 60], [25, 55], [20, 90]])
     assert np.allclose([segment[:, 0] for segment in ax.collections[0].get_segments()], [[10, 30], [50, 70]])
     assert names_in(fig.legends[0]) == ["audited", "calibrated", "flips"]
 

@@ -59,7 +59,9 @@ def within(simulate, statistic: str, rng: int = 1) -> float:
 
 def test_fitted_noise_looks_like_the_audited_on_scenes_not_seen(made):
     simulate = lambda rng: made.apply(EXACT[12:], rng)[0]  # noqa: E731
-    assert within(simulate, "rate") == within(simulate, "correlation") == 1
+    assert within(simulate, "rate") == 1
+    lengths = [statistics_of(m, EXACT[12:], K).correlation_px for m in (NOISY[12:], simulate(np.random.default_rng(2)))]
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.15)
     assert min(within(simulate, name) for name in ("transition", "profile", "omission")) >= 0.8
 
 
@@ -136,6 +138,27 @@ def test_a_class_without_counterpart_becomes_what_the_map_calls_it_most():
     ]
 
 
+def test_a_class_that_was_not_audited_errs_like_the_rest():
+    few = [np.where(mask == 2, 0, mask).astype(np.uint8) for mask in EXACT[:4]]
+    right = calibrate.fit(few, few, SAME, K, rng=np.random.default_rng(0))
+    assert right.apply(EXACT[5], np.random.default_rng(1))[1].mean() < 0.01
+    wrong = [noise.flip_labels(mask, 0.2, 2, rng=np.random.default_rng(i))[0] for i, mask in enumerate(few)]
+    noisy, changed = calibrate.fit(wrong, few, SAME, K, rng=np.random.default_rng(0)).apply(
+        EXACT[5], np.random.default_rng(1)
+    )
+    assert 0.05 < changed[EXACT[5] == 2].mean() < 0.5
+    unseen = calibrate.fit(few, few, [0, 1, 2, VOID], K, rng=np.random.default_rng(0), rounds=0)
+    assert unseen.to_noisy.tolist() == [0, 1, 2, VOID]
+    assert (unseen.apply(np.full((9, 9), 3, np.uint8), np.random.default_rng(0))[0] == VOID).all()
+
+
+def test_the_map_shows_about_as_many_areas_as_the_audited_one(made):
+    """Errors do not crumble into specks."""
+    count = lambda maps: sum(ndimage.label(m == k)[1] for m in maps for k in range(K))  # noqa: E731
+    simulated = made.apply(EXACT[12:], np.random.default_rng(0))[0]
+    assert count(simulated) < 1.6 * count(NOISY[12:])
+
+
 def test_void_stays_classes_are_legal_and_the_seed_decides(made):
     mask = EXACT[13].copy()
     mask[:40] = VOID
@@ -156,7 +179,14 @@ def test_a_calibration_is_kept_as_a_file(made, tmp_path):
     one, other = (m.apply(EXACT[14], np.random.default_rng(0))[0] for m in (made, back))
     assert np.array_equal(one, other) and [p.name for p in tmp_path.iterdir()] == ["mine.json"]
     content = json.loads((tmp_path / "mine.json").read_text())
-    for damage in ("", "[]", "{}", json.dumps(content | {"table": [[1.0]]}), json.dumps(content | {"more": 1})):
+    faults = [
+        {"table": [[1.0]]},
+        {"more": 1},
+        {"omission": (5 * np.ones_like(made.omission)).tolist()},
+        {"shifts_px": []},
+    ]
+    faults += [{"shifts_px": [[0.5, 1]]}, {"to_noisy": [0, 1, 9]}, {"shares": [float("nan")] * 6}, {"areas": [1.0]}]
+    for damage in ("", "[]", "{}", *(json.dumps(content | fault) for fault in faults)):
         (tmp_path / "bad.json").write_text(damage)
         with pytest.raises(ValueError, match="bad.json"):
             calibrate.Calibrated.load(tmp_path / "bad.json")
@@ -167,7 +197,12 @@ def test_a_calibration_is_kept_as_a_file(made, tmp_path):
     [
         (lambda: calibrate.fit(NOISY[:2], EXACT[:3], SAME, K, rng=None), "2 noisy masks, 3 exact ones"),
         (lambda: calibrate.fit([NOISY[0][:9]], EXACT[:1], SAME, K, rng=None), "image 0.*differ in shape"),
-        (lambda: calibrate.fit(NOISY[:1], EXACT[:1], SAME, 2, rng=None), r"classes \[2\]"),
+        (
+            lambda: calibrate.fit(NOISY[:1], EXACT[:1], [0, 1, 0], 2, rng=None),
+            r"image 0: the noisy mask holds classes \[2\]",
+        ),
+        (lambda: calibrate.fit(NOISY[:1], EXACT[:1], SAME[:2], K, rng=None), r"image 0: the exact mask holds classes"),
+        (lambda: calibrate.fit(NOISY[:1], EXACT[:1], [0, 1, 7], K, rng=None), r"to_noisy gives .* 0..2 or void"),
         (lambda: calibrate.fit([EXACT[0] * 0 + VOID], EXACT[:1], SAME, K, rng=None), "no pixel is valid in both"),
     ],
 )

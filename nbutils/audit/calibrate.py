@@ -15,31 +15,40 @@ the map's legend is mistaken for a road far more often than a lawn is.
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize, special
-from skimage import measure
 
-from nbutils.audit import structure
 from nbutils.audit.findings import pool, statistics_of, with_intervals
+from nbutils.audit.ground import (
+    BANDS_PX,
+    LAGS_PX,
+    SIZES_PX,
+    Audited,
+    Ground,
+    Mask,
+    areas_of,
+    company_of,
+    count_areas,
+    count_errors,
+    lost_objects,
+    moved,
+    right_map,
+    size_bins,
+    tabulate,
+    true_to_state,
+)
 from nbutils.audit.structure import displacement
-from nbutils.distance import boundary_distance, near
 from nbutils.legend import VOID, Legend
 from nbutils.noise.fields import smooth_field
 from nbutils.noise.objects import surroundings
 
-Mask = NDArray[np.uint8]
-BANDS_PX = np.array([1, 2, 3, 4, 6, 9, 14])  # distance to the nearest boundary, each up to the next
-SIZES_PX = np.array(structure.SIZES_PX[:-1])  # pixels of an object, each up to the next
 LENGTHS_PX = np.array([0.0, 2, 5, 12, 30, 80])  # correlation lengths that the field mixes
-LAGS_PX = np.array([1, 2, 3, 5, 8, 13, 21, 34])  # at which the autocorrelation of errors is matched
-CHOICE_PX = 40.0
-_PRIOR_PX = 50.0  # pixels that a wider average counts for beside a cell's own
-_LEAST_SHARE = 0.02  # of a map's objects may be smaller than what counts as its smallest
+CHOICE_PX = 40.0  # correlation length of which class an error becomes
 _STEP = 0.7  # of the way that each round of corrections goes
 
 
@@ -48,10 +57,10 @@ class Calibrated:
     """How a map errs, as learned by `fit`; K exact classes, C classes of the map.
 
     Attributes:
-        to_noisy: The map's class for every exact class when it is right, (K,).
+        to_noisy: The map's class for every exact class when it is right, (K,); void: the map says nothing there.
         shifts_px: Displacements (down, right) of the audited scenes, whole pixels, (S, 2).
-        least_px: Smallest area the map shows of each of its classes, (C,); a smaller error becomes what
-            surrounds it.
+        areas: Share of the loose areas of each map class and size that stay, (C, S): what is neither an object nor
+            part of one becomes what surrounds it until there are as many areas as the map shows.
         omission: Probability that an object is lost, by map class and size (`SIZES_PX`), (C, S).
         table: Probability of every map class, (2, K, C + 1, B, C): object kept or lost, exact class, nearest other
             class (C: none near), distance (`BANDS_PX`; the first stands for all in lost objects).
@@ -61,7 +70,7 @@ class Calibrated:
 
     to_noisy: NDArray[np.intp]
     shifts_px: NDArray[np.intp] = field(repr=False)
-    least_px: NDArray[np.float64] = field(repr=False)
+    areas: NDArray[np.float64] = field(repr=False)
     omission: NDArray[np.float64] = field(repr=False)
     table: NDArray[np.float64] = field(repr=False)
     offset: NDArray[np.float64] = field(repr=False)
@@ -87,12 +96,14 @@ class Calibrated:
         vectors, noisy = self._draw_shifts(groups, rng), []
         for image, group in zip(images, groups, strict=True):
             _check(image, len(self.to_noisy))
-            moved = _moved(image, vectors[group])
-            noisy.append(self._break(np.where((image == VOID) | (moved == VOID), image, moved), rng))
-        changed = [a != _right(b, self.to_noisy) for a, b in zip(noisy, images, strict=True)]
+            at = moved(image, vectors[group])
+            noisy.append(self._break(np.where((image == VOID) | (at == VOID), image, at), rng))
+        changed = [a != right_map(b, self.to_noisy) for a, b in zip(noisy, images, strict=True)]
         if alone:
             return noisy[0], changed[0]
-        return (np.stack(noisy), np.stack(changed)) if isinstance(exact, np.ndarray) and noisy else (noisy, changed)
+        if isinstance(exact, np.ndarray):
+            return np.array(noisy, np.uint8).reshape(exact.shape), np.array(changed, bool).reshape(exact.shape)
+        return noisy, changed
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, under a temporary name first."""
@@ -114,17 +125,34 @@ class Calibrated:
             made = cls(**{name: np.array(value) for name, value in content.items()})
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no calibration ({error}); write it with Calibrated.save") from None
-        k, c = len(made.to_noisy), made.table.shape[-1]
+        if fault := made._fault():
+            raise ValueError(f"{path} is no calibration: {fault}; write it with Calibrated.save")
+        return made
+
+    def _fault(self) -> str:
+        """What is wrong with shapes or values; empty if nothing is."""
+        if self.table.ndim != 5 or self.to_noisy.ndim != 1 or self.shifts_px.ndim != 2 or not len(self.shifts_px):
+            return "table, to_noisy or shifts_px have not the dimensions expected"
+        k, c = len(self.to_noisy), self.table.shape[-1]
         shapes = {
             "table": (2, k, c + 1, len(BANDS_PX), c),
             "offset": (2, k, len(BANDS_PX)),
             "omission": (c, len(SIZES_PX)),
+            "areas": (c, len(SIZES_PX)),
+            "shares": (len(LENGTHS_PX),),
+            "shifts_px": (len(self.shifts_px), 2),
         }
-        if wrong := [name for name, shape in shapes.items() if getattr(made, name).shape != shape]:
-            raise ValueError(
-                f"{path}: {', '.join(wrong)} of another shape than expected; write it with Calibrated.save"
-            )
-        return made
+        for name, shape in shapes.items():
+            values = getattr(self, name)
+            if values.shape != shape or not np.isfinite(values.astype(float)).all():
+                return f"{name} is {values.shape}, expected finite numbers {shape}"
+            if name not in ("offset", "shifts_px") and not ((values >= 0) & (values <= 1)).all():
+                return f"{name} holds what is no share"
+        if not all(np.issubdtype(a.dtype, np.integer) for a in (self.to_noisy, self.shifts_px)):
+            return "to_noisy and shifts_px are whole numbers"
+        if not (((self.to_noisy >= 0) & (self.to_noisy < c)) | (self.to_noisy == VOID)).all():
+            return f"to_noisy holds what is neither a class 0..{c - 1} nor void"
+        return ""
 
     def _draw_shifts(self, groups: list, rng: np.random.Generator) -> dict:
         """Each audited shift in turn, in random order: their spread is that of the audit."""
@@ -133,14 +161,14 @@ class Calibrated:
         return dict(zip(names, self.shifts_px[np.concatenate(turns)[: len(names)]], strict=True)) if names else {}
 
     def _break(self, exact: Mask, rng: np.random.Generator) -> Mask:
-        ground = _Ground.of(exact, self.to_noisy, self.table.shape[-1])
+        ground = Ground.of(exact, self.to_noisy, self.table.shape[-1])
         lost = rng.random(len(ground.size)) < self.omission[ground.class_of, ground.bins]
         lost[0] = False
         at = ground.at(lost)
         chance = np.clip(1 - self.table[(*at, ground.right)], 1e-9, 1 - 1e-9)
         wrong = special.expit(special.logit(chance) + self.offset[at[0], at[1], at[3]])
         level = self._levels(ground, rng)
-        changed = _true_to_state(ground.valid & (level < wrong), level / wrong, lost, ground)
+        changed = true_to_state(ground.valid & (level < wrong), level / wrong, lost, ground)
         others = self.table[tuple(index[changed] for index in at)]
         others[np.arange(len(others)), ground.right[changed]] = 0
         steps = np.cumsum(others, axis=1)
@@ -148,13 +176,20 @@ class Calibrated:
         draw = special.ndtr(choice[changed]) * steps[:, -1]
         noisy = np.where(ground.valid, ground.right, VOID).astype(np.uint8)
         noisy[changed] = np.minimum((draw[:, None] >= steps).sum(axis=1), others.shape[1] - 1)
-        objects, size, class_of = _objects(noisy)
-        wrong = np.bincount(objects.ravel(), weights=(noisy != ground.right).ravel(), minlength=len(size))
-        small = (size < self.least_px[class_of]) & (wrong * 2 > size)
-        around = surroundings(noisy, objects, small)[objects]
-        return np.where(around == VOID, noisy, around).astype(np.uint8)
+        return self._thinned(noisy, ground, lost, rng)
 
-    def _levels(self, ground: "_Ground", rng: np.random.Generator) -> NDArray[np.float32]:
+    def _thinned(self, noisy: Mask, ground: Ground, lost: NDArray[np.bool_], rng: np.random.Generator) -> Mask:
+        """Let loose areas go until there are about as many of each class and size as the map shows."""
+        ids, size, class_of = areas_of(noisy)
+        kept = ground.valid & (noisy == ground.right) & ~lost[ground.object_of]
+        loose = np.bincount(ids.ravel(), weights=kept.ravel(), minlength=len(size)) * 2 < size
+        gone = loose & (rng.random(len(size)) >= self.areas[class_of, size_bins(size)])
+        gone[0] = False
+        around = surroundings(noisy, ids, gone)[ids]
+        back = (around == ground.right) & lost[ground.object_of]  # what is lost does not come back
+        return np.where((around == VOID) | back | ~ground.valid, noisy, around).astype(np.uint8)
+
+    def _levels(self, ground: "Ground", rng: np.random.Generator) -> NDArray[np.float32]:
         """Numbers uniform in (0, 1) at every pixel; low on one side of a boundary where they are high on the other.
 
         The difference of the fields of two classes: where one gains ground the other loses it.
@@ -203,27 +238,57 @@ def fit(
     """
     noisy, exact, to_noisy = list(noisy), list(exact), np.asarray(to_noisy).astype(np.intp)
     groups = list(range(len(exact)) if groups is None else groups)
-    _check_pairs(noisy, exact, groups, len(to_noisy), n_classes)
+    _check_pairs(noisy, exact, groups, to_noisy, n_classes)
     to_noisy = _most_frequent(noisy, exact, to_noisy, n_classes)
     shifts = {}
     for group in dict.fromkeys(groups):
         mine = [i for i, other in enumerate(groups) if other == group]
-        shifts[group] = np.array(displacement([(noisy[i], _right(exact[i], to_noisy)) for i in mine])[1])
-    grounds = []
-    for a, b, group in zip(noisy, exact, groups, strict=True):
-        grounds.append(_Ground.of(np.where(a == VOID, VOID, _moved(b, shifts[group])), to_noisy, n_classes))
-    audited = [_Audited(a, ground, _lost(a, ground)) for a, ground in zip(noisy, grounds, strict=True)]
-    table, omission = _count(audited, len(to_noisy), n_classes)
-    wanted, rates = _company(audited, table), _errors(audited, len(to_noisy))
-    target, offset = wanted.copy(), np.zeros(rates.shape[1:])
-    vectors, least = np.stack(list(shifts.values())), _least(noisy, n_classes)
-    made = Calibrated(to_noisy, vectors, least, omission, table, offset, _shares(target))
+        shifts[group] = np.array(displacement([(noisy[i], right_map(exact[i], to_noisy)) for i in mine])[1])
+    places = [moved(b, shifts[group]) for b, group in zip(exact, groups, strict=True)]
+    known = [np.where(a == VOID, VOID, b) for a, b in zip(noisy, places, strict=True)]
+    grounds = [Ground.of(mask, to_noisy, n_classes) for mask in known]
+    audited = _audited(noisy, grounds)
+    table, omission = tabulate(audited, to_noisy, n_classes)
+    wanted, rates, shown = (
+        company_of(audited, table),
+        count_errors(audited, len(to_noisy)),
+        count_areas(noisy, n_classes),
+    )
+    target, offset, areas = wanted.copy(), np.zeros(rates.shape[1:]), np.ones(omission.shape)
+    vectors = np.stack(list(shifts.values()))
+    made = Calibrated(to_noisy, vectors, areas, omission, table, offset, _shares(target))
     for _ in range(rounds):
-        masks = [made._break(np.where(g.valid, g.own, VOID).astype(np.uint8), rng) for g in grounds]
-        again = [_Audited(mask, ground, _lost(mask, ground)) for mask, ground in zip(masks, grounds, strict=True)]
-        target = np.clip(target + _STEP * (wanted - _company(again, table)), 0, 0.99)
-        offset = offset + _STEP * (_log_odds(rates) - _log_odds(_errors(again, len(to_noisy))))
-        made = Calibrated(to_noisy, vectors, least, omission, table, offset, _shares(target))
+        masks = [made._break(ground.mask(), rng) for ground in grounds]
+        again = _audited(masks, grounds)
+        target = np.clip(target + _STEP * (wanted - company_of(again, table)), 0, 0.99)
+        offset = offset + _STEP * (_log_odds(rates) - _log_odds(count_errors(again, len(to_noisy))))
+        areas = np.clip(areas * ((shown + 1) / (count_areas(masks, n_classes) + 1)) ** _STEP, 0.01, 1)
+        made = replace(made, offset=offset, areas=areas, shares=_shares(target))
+    return _to_the_rate(made, noisy, exact, groups, rng, rounds)
+
+
+def _audited(masks: list[Mask], grounds: list[Ground]) -> list[Audited]:
+    pairs = zip(masks, grounds, strict=True)
+    return [Audited(mask, ground, lost_objects(mask, ground)) for mask, ground in pairs]
+
+
+def _to_the_rate(
+    made: Calibrated, noisy: list[Mask], exact: list[Mask], groups: list, rng: np.random.Generator, rounds: int
+) -> Calibrated:
+    """Correct the rate of every exact class once more, shifts included: a shift hides errors and makes others."""
+
+    def odds(maps: list[Mask]) -> NDArray[np.float64]:
+        counts = np.zeros((2, len(made.to_noisy)))
+        for a, b, m in zip(noisy, exact, maps, strict=True):
+            right = right_map(b, made.to_noisy)
+            valid = (a != VOID) & (right != VOID)
+            np.add.at(counts, ((m != right)[valid].astype(np.intp), b[valid].astype(np.intp)), 1)
+        return _log_odds(counts)
+
+    wanted = odds(noisy)
+    for _ in range(rounds):
+        drawn = np.mean([odds(made.apply(exact, rng, groups)[0]) for _ in range(2)], axis=0)
+        made = replace(made, offset=made.offset + (wanted - drawn)[None, :, None])
     return made
 
 
@@ -263,150 +328,8 @@ def goodness(
     return audited.assign(simulated=simulated, inside=inside.where(known))
 
 
-@dataclass(frozen=True)
-class _Ground:
-    """An exact mask as the model sees it; arrays are (H, W) or have an entry per object, 0 being void."""
-
-    own: NDArray[np.intp]
-    right: NDArray[np.intp]
-    valid: NDArray[np.bool_]
-    band: NDArray[np.intp]
-    nearest: NDArray[np.intp]
-    object_of: NDArray[np.intp]
-    size: NDArray[np.intp]
-    class_of: NDArray[np.intp]
-    n_classes: int
-
-    @classmethod
-    def of(cls, exact: Mask, to_noisy: NDArray[np.intp], n_classes: int) -> "_Ground":
-        right, valid = _right(exact, to_noisy), exact != VOID
-        band = np.searchsorted(BANDS_PX, boundary_distance(right, BANDS_PX[-1]), side="right") - 1
-        least, nearest = np.full(exact.shape, np.inf, np.float32), np.full(exact.shape, n_classes, np.intp)
-        for k in np.unique(right[valid]):
-            distance = np.where(right == k, np.inf, near(right == k, 2 * BANDS_PX[-1]))
-            closer = distance < least
-            least[closer], nearest[closer] = distance[closer], k
-        objects, size, class_of = _objects(right)
-        own = np.where(valid, exact, 0).astype(np.intp)
-        return cls(
-            own, np.where(valid, right, 0).astype(np.intp), valid, band, nearest, objects, size, class_of, n_classes
-        )
-
-    @property
-    def bins(self) -> NDArray[np.intp]:
-        """Size class of every object."""
-        return np.maximum(np.searchsorted(SIZES_PX, self.size, side="right") - 1, 0)
-
-    def at(
-        self, lost: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-        """Place of every pixel in the table: object kept or lost, exact class, nearest other class, band."""
-        state = lost[self.object_of].astype(np.intp)
-        return state, self.own, self.nearest, np.where(state, 0, self.band)
-
-
-@dataclass(frozen=True)
-class _Audited:
-    """A mask of the map, its ground, and which objects it has lost."""
-
-    noisy: Mask
-    ground: _Ground
-    lost: NDArray[np.bool_]
-
-
-def _objects(mask: Mask) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """4-connected areas of one class: number at every pixel (0: void), and size and class of each."""
-    objects, n = measure.label(mask, background=VOID, connectivity=1, return_num=True)
-    class_of = np.zeros(n + 1, np.intp)
-    class_of[objects[objects > 0]] = mask[objects > 0]
-    return objects, np.bincount(objects.ravel(), minlength=n + 1), class_of
-
-
-def _least(noisy: list[Mask], n_classes: int) -> NDArray[np.float64]:
-    """Areas that next to all objects of a class in the map reach; those the image cuts are not looked at."""
-    areas: list[list[int]] = [[] for _ in range(n_classes)]
-    for mask in noisy:
-        objects, size, class_of = _objects(mask)
-        cut = np.unique(np.concatenate([objects[0], objects[-1], objects[:, 0], objects[:, -1]]))
-        for i in np.setdiff1d(np.arange(1, len(size)), cut):
-            areas[class_of[i]].append(size[i])
-    return np.array([np.quantile(own, _LEAST_SHARE) if own else 0 for own in areas])
-
-
-def _lost(noisy: Mask, ground: _Ground) -> NDArray[np.bool_]:
-    """Objects less than half of which the map has in their class."""
-    kept = np.bincount(ground.object_of.ravel(), weights=(noisy == ground.right).ravel(), minlength=len(ground.size))
-    lost = kept * 2 < ground.size
-    lost[0] = False
-    return lost
-
-
-def _true_to_state(
-    changed: NDArray[np.bool_], level: NDArray[np.floating], lost: NDArray[np.bool_], ground: _Ground
-) -> NDArray[np.bool_]:
-    """Let kept objects keep at least half of their pixels and lost ones lose more, the likeliest errors first."""
-    flat, ids = changed.ravel().copy(), ground.object_of.ravel()
-    gone = np.bincount(ids, weights=flat, minlength=len(ground.size))
-    untrue = (gone * 2 > ground.size) != lost
-    untrue[0] = False
-    at = np.flatnonzero(untrue[ids])
-    at = at[np.lexsort((level.ravel()[at], ids[at]))]
-    rank = np.arange(len(at)) - np.searchsorted(ids[at], ids[at])
-    flat[at] = rank < (ground.size // 2 + lost)[ids[at]]
-    return flat.reshape(changed.shape)
-
-
-def _count(audited: list[_Audited], k: int, n_classes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The table and the omission of `Calibrated`."""
-    counts, objects = np.zeros((2, k, n_classes + 1, len(BANDS_PX), n_classes)), np.zeros((2, n_classes, len(SIZES_PX)))
-    for a in audited:
-        valid = a.ground.valid
-        np.add.at(counts, (*(index[valid] for index in a.ground.at(a.lost)), a.noisy[valid]), 1)
-        np.add.at(objects, (a.lost[1:].astype(np.intp), a.ground.class_of[1:], a.ground.bins[1:]), 1)
-    by_class = _mixed(counts.sum(axis=(2, 3)), counts.sum(axis=(0, 2, 3))[None])
-    by_band = _mixed(counts.sum(axis=2), by_class[:, :, None])
-    omission = np.zeros(objects.shape[1:])
-    before = objects[1].sum(axis=1) / np.maximum(objects.sum(axis=(0, 2)), 1)
-    for size in range(len(SIZES_PX)):  # where few objects were seen, those a size smaller have a say
-        before = omission[:, size] = (objects[1, :, size] + before) / (objects[:, :, size].sum(axis=0) + 1)
-    return _mixed(counts, by_band[:, :, None]), omission
-
-
-def _mixed(counts: NDArray[np.float64], wider: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shares of counts, in which those of wider surroundings stand in where little was counted."""
-    total = wider.sum(axis=-1, keepdims=True)
-    prior = np.divide(wider, total, out=np.full(wider.shape, 1 / wider.shape[-1]), where=total > 0)
-    return (counts + _PRIOR_PX * prior) / (counts.sum(axis=-1, keepdims=True) + _PRIOR_PX)
-
-
-def _errors(audited: list[_Audited], k: int) -> NDArray[np.float64]:
-    """Right and wrong pixels by state, exact class and band, (2, 2, K, B)."""
-    counts = np.zeros((2, 2, k, len(BANDS_PX)))
-    for a in audited:
-        state, own, _, band = a.ground.at(a.lost)
-        wrong = (a.noisy != a.ground.right).astype(np.intp)
-        np.add.at(counts, tuple(index[a.ground.valid] for index in (wrong, state, own, band)), 1)
-    return counts
-
-
 def _log_odds(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.log((counts[1] + 1) / (counts[0] + 1))
-
-
-def _company(audited: list[_Audited], table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlation of errors within an exact class at `LAGS_PX`, beyond what the table explains."""
-    sums = np.zeros((2, len(LAGS_PX)))
-    for a in audited:
-        ground = a.ground
-        chance = np.where(ground.valid, 1 - table[(*ground.at(a.lost), ground.right)], 0)
-        rest = np.where(ground.valid, (a.noisy != ground.right) - chance, 0)
-        spread = np.sqrt(chance * (1 - chance))
-        for i, lag in enumerate(LAGS_PX):
-            for one, other in ((np.s_[lag:, :], np.s_[:-lag, :]), (np.s_[:, lag:], np.s_[:, :-lag])):
-                same = ground.own[one] == ground.own[other]
-                sums[0, i] += (rest[one] * rest[other])[same].sum()
-                sums[1, i] += (spread[one] * spread[other])[same].sum()
-    return np.divide(sums[0], sums[1], out=np.zeros(len(LAGS_PX)), where=sums[1] > 0)
 
 
 def _shares(correlation: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -419,41 +342,32 @@ def _shares(correlation: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _most_frequent(noisy: list, exact: list, to_noisy: NDArray[np.intp], n_classes: int) -> NDArray[np.intp]:
-    """Fill classes without a counterpart by what the map calls them most often."""
+    """Give classes without a counterpart what the map calls them most often; void if it was not seen to."""
     counts = np.zeros((len(to_noisy), n_classes))
     for a, b in zip(noisy, exact, strict=True):
         valid = (a != VOID) & (b != VOID)
         np.add.at(counts, (b[valid], a[valid]), 1)
-    return np.where(to_noisy == VOID, counts.argmax(axis=1), to_noisy)
+    often = np.where(counts.any(axis=1), counts.argmax(axis=1), VOID)
+    return np.where(to_noisy == VOID, often, to_noisy)
 
 
-def _right(exact: Mask, to_noisy: NDArray[np.intp]) -> Mask:
-    table = np.full(VOID + 1, VOID, np.uint8)
-    table[: len(to_noisy)] = to_noisy
-    return table[exact]
+def _check(mask: Mask, k: int, what: str = "an exact mask") -> None:
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.ndim != 2:
+        got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise TypeError(f"{what} is a uint8 array (H, W), got {got}")
+    if (wrong := np.unique(mask[(mask >= k) & (mask != VOID)])).size:
+        raise ValueError(f"{what} holds classes {wrong[:5].tolist()}; known are 0..{k - 1}")
 
 
-def _moved(mask: Mask, vector: NDArray[np.intp]) -> Mask:
-    """Displace a mask by (down, right) whole pixels; the edge is replicated."""
-    rows = np.clip(np.arange(mask.shape[0]) - vector[0], 0, mask.shape[0] - 1)
-    columns = np.clip(np.arange(mask.shape[1]) - vector[1], 0, mask.shape[1] - 1)
-    return mask[rows[:, None], columns]
-
-
-def _check(exact: Mask, k: int) -> None:
-    if not isinstance(exact, np.ndarray) or exact.dtype != np.uint8 or exact.ndim != 2:
-        raise TypeError("masks are uint8 arrays (H, W), or stacks or lists of them")
-    if (wrong := np.unique(exact[(exact >= k) & (exact != VOID)])).size:
-        raise ValueError(f"exact masks hold classes {wrong[:5].tolist()}; the calibration knows 0..{k - 1}")
-
-
-def _check_pairs(noisy: list, exact: list, groups: list, k: int, n_classes: int) -> None:
+def _check_pairs(noisy: list, exact: list, groups: list, to_noisy: NDArray[np.intp], n_classes: int) -> None:
     if not len(noisy) == len(exact) == len(groups):
         raise ValueError(f"{len(noisy)} noisy masks, {len(exact)} exact ones and {len(groups)} groups were given")
+    if not (((to_noisy >= 0) & (to_noisy < n_classes)) | (to_noisy == VOID)).all():
+        raise ValueError(f"to_noisy gives the map's classes 0..{n_classes - 1} or void, got {to_noisy.tolist()}")
     for i, (a, b) in enumerate(zip(noisy, exact, strict=True)):
-        if a.shape != b.shape:
-            raise ValueError(f"image {i}: noisy mask {a.shape} and exact mask {b.shape} differ in shape")
-        _check(b, k)
-        _check(a, n_classes)
+        _check(a, n_classes, f"image {i}: the noisy mask")
+        _check(b, len(to_noisy), f"image {i}: the exact mask")
+        if a.shape != b.shape or not a.size:
+            raise ValueError(f"image {i}: noisy mask {a.shape} and exact mask {b.shape} differ in shape or are empty")
     if not any(((a != VOID) & (b != VOID)).any() for a, b in zip(noisy, exact, strict=True)):
         raise ValueError("no pixel is valid in both maps; audit images where both say something")

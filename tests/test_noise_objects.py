@@ -187,3 +187,8 @@ def test_without_an_earlier_mask_objects_come_and_go():
     noisy, changed = noise.age_map(mask, 0.5, [0], rng=rng(), gone_share=0.5)
     missing, extra = changed & (mask == 0), changed & (noisy == 0)
     assert missing.sum() == 25 * 16 and 12 * 16 < extra.sum() <= 25 * 16
+
+
+def test_void_is_neither_filled_nor_a_way_through():
+    mask = np.array([[0, VOID, 1]], np.uint8)
+    assert (surroundings(mask, np.array([[1, 0, 2]]), np.array([True, False, True])) == VOID).all()

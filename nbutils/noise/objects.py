@@ -110,10 +110,11 @@ def surroundings(mask: Mask, objects: NDArray[np.integer], gone: NDArray[np.bool
     for one, other in ((np.s_[1:, :], np.s_[:-1, :]), (np.s_[:, 1:], np.s_[:, :-1])):
         edge = np.flatnonzero(objects[one] != objects[other])
         first, second = ((objects[at].ravel()[edge], mask[at].ravel()[edge]) for at in (one, other))
+        valid = (first[1] != VOID) & (second[1] != VOID)
         for (ids, _), (beyond, near) in ((first, second), (second, first)):
-            counted = gone[ids] & ~gone[beyond] & (near != VOID)
+            counted = gone[ids] & ~gone[beyond] & valid
             votes += np.bincount(ids[counted].astype(np.int64) * size + near[counted], minlength=len(votes))
-        both = gone[first[0]] & gone[second[0]]
+        both = gone[first[0]] & gone[second[0]] & valid
         links.append(np.stack([first[0][both], second[0][both]]))
     votes = votes.reshape(-1, size)
     fill = np.where(votes.any(axis=1), votes.argmax(axis=1), VOID).astype(np.uint8)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, sparse
 from skimage import measure
 
 from nbutils.legend import VOID
@@ -124,19 +124,16 @@ def surroundings(mask: Mask, objects: NDArray[np.integer], gone: NDArray[np.bool
 
 def _fill_inwards(fill: Mask, links: NDArray[np.integer], size: int) -> None:
     """Fill objects from those filled before them, in place; `links` are pairs of objects, one per pixel they touch."""
-    edges = np.concatenate([links, links[::-1]], axis=1)
-    edges = edges[:, fill[edges[1]] == VOID]
-    if not edges.size:
-        return
-    edges = edges[:, np.argsort(edges[0], kind="stable")]
-    starts = np.searchsorted(edges[0], np.arange(len(fill) + 1))
+    links = np.concatenate([links, links[::-1]], axis=1)
+    links = links[:, fill[links[1]] == VOID]
+    touch = sparse.csr_array((np.ones(links.shape[1], np.int32), tuple(links)), shape=(len(fill), len(fill)))
     front = np.flatnonzero(fill != VOID)
     while len(front):
-        counts = starts[front + 1] - starts[front]
-        at = np.repeat(starts[front] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
-        at = at[fill[edges[1, at]] == VOID]
-        front, of = np.unique(edges[1, at], return_inverse=True)
-        votes = np.bincount(of * size + fill[edges[0, at]], minlength=len(front) * size)
+        part = touch[front].tocoo()
+        still = fill[part.col] == VOID
+        source, at, pixels = fill[front[part.row[still]]], part.col[still], part.data[still]
+        front, of = np.unique(at, return_inverse=True)
+        votes = np.bincount(of * size + source, weights=pixels, minlength=len(front) * size)
         fill[front] = votes.reshape(-1, size).argmax(axis=1)
 
 

@@ -270,3 +270,12 @@ RNG = np.random.default_rng(0)
 def test_wrong_arguments_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_rows_of_a_matrix_sum_to_one_or_are_refused():
+    mask = np.zeros((1000, 1000), np.uint8)
+    with pytest.raises(ValueError, match="sum to 1; rows sum to"):
+        noise.confuse_classes(mask, np.array([[0, 1.00001], [0, 1]]), rng=np.random.default_rng(0))
+    for off in (-9e-7, 9e-7):
+        done, _ = noise.confuse_classes(mask, np.array([[0, 1 + off], [0, 1]]), rng=np.random.default_rng(0))
+        assert (done == 1).all(), "what rounding leaves is made up for"

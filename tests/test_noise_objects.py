@@ -1,12 +1,14 @@
 """Objects that are missing, added, moved, turned or of another date."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import measure
 
 from nbutils import noise
 from nbutils.legend import VOID
+from nbutils.noise.objects import surroundings
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -27,13 +29,63 @@ def count(mask: np.ndarray, value: int) -> int:
     return measure.label(mask == value, connectivity=1).max()
 
 
-def test_omitted_objects_vanish_whole_into_theirsurroundings():
+def test_omitted_objects_vanish_whole_into_their_surroundings():
     mask = np.ones((40, 40), np.uint8)
     mask[5:9, 5:9] = 0  # inside class 1
     mask[20:, :] = 2
     mask[30:34, 30:34] = 0  # inside class 2
     noisy, changed = noise.omit_objects(mask, 1.0, [0], rng=rng())
     assert (noisy[5:9, 5:9] == 1).all() and (noisy[30:34, 30:34] == 2).all() and changed.sum() == 32
+
+
+def test_objects_inside_one_another_vanish_without_a_ghost():
+    mask = np.zeros((40, 40), np.uint8)
+    for i in range(1, 9):
+        mask[2 * i : -2 * i, 2 * i : -2 * i] = i
+    assert not noise.omit_objects(mask, 1.0, range(1, 9), rng=rng())[0].any()
+    halves = np.repeat([[1, 2]], 8, axis=1).repeat(8, axis=0).astype(np.uint8)
+    assert np.array_equal(noise.omit_objects(halves, 1.0, rng=rng())[0], halves), "nothing is left to fill with"
+    aged, _ = noise.age_map(mask, 1.0, range(1, 9), rng=rng(), gone_share=0.0, max_share=1.0)
+    assert not aged.any()
+    chequered = (np.indices((16, 16)).sum(axis=0) % 2 + 1).astype(np.uint8)
+    chequered[0, 0], chequered[9:, 9:] = 0, VOID
+    filled, _ = noise.omit_objects(chequered, 1.0, [1, 2], rng=rng())
+    assert not filled[filled != VOID].any(), "the one kept reaches the farthest corner"
+
+
+@given(st.integers(0, 9999), st.floats(0.1, 1))
+@settings(max_examples=60, deadline=None)
+def test_fills_agree_with_an_oracle_that_goes_object_by_object(seed, rate):
+    mask = rng(seed).choice(np.array([0, 1, 2, 3, VOID], np.uint8), (9, 11), p=[0.3, 0.3, 0.2, 0.1, 0.1])
+    ids = measure.label(mask, background=VOID, connectivity=1)
+    gone = rng(seed + 1).random(ids.max() + 1) < rate
+    gone[0] = False
+    known = {int(i): int(c) for i, c in zip(ids.ravel(), mask.ravel(), strict=True) if c != VOID and not gone[i]}
+    expected, more = {}, True
+    while more:
+        votes = {}
+        for (r, c), i in np.ndenumerate(ids):
+            for y, x in ((r - 1, c), (r + 1, c), (r, c - 1), (r, c + 1)):
+                if i and i not in known and 0 <= y < 9 and 0 <= x < 11 and ids[y, x] in known:
+                    votes.setdefault(int(i), []).append(known[int(ids[y, x])])
+        more = {i: int(np.bincount(near).argmax()) for i, near in votes.items()}
+        known, expected = known | more, expected | more
+    fill = surroundings(mask, ids, gone)
+    assert {int(i): int(fill[i]) for i in np.flatnonzero(fill != VOID)} == expected
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (2, 0, 8), (0, 8, 8)])
+def test_masks_without_a_pixel_come_back(shape):
+    empty = np.zeros(shape, np.uint8)
+    for done in (
+        noise.omit_objects(empty, 0.5, rng=rng()),
+        noise.add_objects(empty, 0.5, rng=rng(), source=np.zeros((0, 8), np.uint8)),
+        noise.age_map(empty, 0.5, rng=rng(), earlier=empty),
+        noise.flip_labels(empty, 0.5, 3, rng=rng()),
+    ):
+        assert done[0].shape == shape and not done[1].any()
+    mask = houses(3)
+    assert np.array_equal(noise.add_objects(mask, 1.0, rng=rng(), source=np.zeros((0, 8), np.uint8))[0], mask)
 
 
 def test_omission_takes_objects_at_the_rate_asked_and_spares_large_ones():
@@ -48,7 +100,7 @@ def test_omission_takes_objects_at_the_rate_asked_and_spares_large_ones():
     assert np.array_equal(kept, mask), "nine pixels are more than the largest share"
 
 
-def test_an_object_withoutsurroundings_stays():
+def test_an_object_without_surroundings_stays():
     alone = np.full((8, 8), VOID, np.uint8)
     alone[2:5, 2:5] = 3
     for mask in (alone, np.zeros((8, 8), np.uint8)):
@@ -135,3 +187,8 @@ def test_without_an_earlier_mask_objects_come_and_go():
     noisy, changed = noise.age_map(mask, 0.5, [0], rng=rng(), gone_share=0.5)
     missing, extra = changed & (mask == 0), changed & (noisy == 0)
     assert missing.sum() == 25 * 16 and 12 * 16 < extra.sum() <= 25 * 16
+
+
+def test_void_is_neither_filled_nor_a_way_through():
+    mask = np.array([[0, VOID, 1]], np.uint8)
+    assert (surroundings(mask, np.array([[1, 0, 2]]), np.array([True, False, True])) == VOID).all()

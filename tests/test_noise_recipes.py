@@ -128,3 +128,56 @@ def test_every_step_takes_its_settings_to_nothing():
         assert scaled and scaled <= set(step.settings()), name
     assert noise.STEPS["coarsen"].at({"block_px": 9.0, "least_px": 50.0}, 0.5) == {"block_px": 5.0, "least_px": 25.0}
     assert noise.STEPS["omit"].at({"rate": 0.7, "classes": (1,)}, 2) == {"rate": 1.0, "classes": (1,)}
+
+
+def test_a_step_touches_only_classes_its_legend_has():
+    mask, own, rng = blocks(12, 8), legend.get("dubai5"), np.random.default_rng
+    building = own.index("building")
+
+    def applied(step: str, known: legend.Legend | int = own, **settings: object) -> np.ndarray:
+        return noise.Recipe("one", "", ((step, settings),)).apply(mask, known, rng(0))[0]
+
+    for classes in (["no such class"], "no such class", []):
+        noisy = applied("omit", rate=1.0, classes=classes)
+        assert np.array_equal(noisy, mask) and noisy is not mask
+    assert np.array_equal(applied("resize", distance_px={"no such class": 3.0}), mask)
+    assert np.array_equal(applied("resize", K, distance_px={"building": 3.0}), mask)
+    expected, _ = noise.omit_objects(mask, 1.0, [building], rng=rng(0))
+    for classes in ("building", ["building", "no such class"], [building]):
+        assert np.array_equal(applied("omit", rate=1.0, classes=classes), expected)
+    everything, _ = noise.omit_objects(mask, 0.5, rng=rng(0))
+    assert np.array_equal(applied("omit", K, rate=0.5, classes="building"), everything)
+
+
+@pytest.mark.parametrize(("step", "key"), [("add", "source"), ("age", "earlier")])
+def test_no_class_beyond_the_legend_comes_out(step, key):
+    mask, nine = blocks(8, 8, 3), blocks(8, 8, 9)
+    copied = noise.Recipe("copied", "", ((step, {"rate": 1.0, key: nine}),))
+    message = f"recipe 'copied': {key} of step '{step}': .*with 3 classes they are 0..2"
+    for rate in (None, 0.2):
+        with pytest.raises(ValueError, match=message):
+            copied.apply(mask, 3, np.random.default_rng(0), rate=rate)
+    assert copied.apply(mask, 9, np.random.default_rng(0))[0].max() > 2
+
+
+def test_a_rate_is_a_fraction_or_a_pair_in_order():
+    mask, bend = blocks(6, 8), noise.Recipe("bend", "", (("move", {"distance_px": 1.0}),))
+    expected = bend.apply(mask, K, np.random.default_rng(0), rate=(0.1, 0.3))[0]
+    for pair in ([0.1, 0.3], np.array([0.1, 0.3])):
+        assert np.array_equal(bend.apply(mask, K, np.random.default_rng(0), rate=pair)[0], expected)
+    for wrong in ((0.3, 0.1), (0.1, 0.2, 0.3), ()):
+        with pytest.raises(ValueError, match="least <= most"):
+            bend.apply(mask, K, np.random.default_rng(0), rate=wrong)
+    with pytest.raises(ValueError, match="rate is a fraction"):
+        bend.apply(mask, K, np.random.default_rng(0), rate=(0.1, 1.3))
+
+
+@pytest.mark.parametrize("rate", [None, 0.1])
+def test_a_mask_mapped_from_a_file_gives_plain_arrays(tmp_path, rate):
+    np.save(tmp_path / "masks.npy", np.stack([blocks(6, 8)] * 2))
+    mapped = np.load(tmp_path / "masks.npy", mmap_mode="r")
+    for mask in (mapped, mapped[0]):
+        for recipe in (RECIPES["map-like"], noise.Recipe("nothing", "", ())):
+            done = recipe.apply(mask, K, np.random.default_rng(0), rate=rate)
+            assert [type(one) for one in done] == [np.ndarray] * 2
+            assert not np.shares_memory(done[0], mask)

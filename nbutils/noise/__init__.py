@@ -1,8 +1,9 @@
 """Label noise: operators that break an exact mask in the ways maps are wrong, and recipes that combine them.
 
 Every operator takes masks of shape (H, W), or (N, H, W) for N independent ones, and returns the noisy copy and where
-it differs. Void (255) stays where it is and never spreads; only classes of the mask's legend come out; the caller
-passes the random generator. Strength 0 changes nothing.
+it differs. Void (255) stays where it is and never spreads; only classes of the mask's legend come out, or those of
+another mask passed to copy from, which a recipe checks and a bare operator does not; the caller passes the random
+generator. Strength 0 changes nothing.
 
 Where the operators come from: pixels flipped independently are the textbook noise and the easiest one; removing and
 displacing whole objects, and a rate drawn anew for each image, follow AIO2 (Liu et al., TGRS 2024), which also erodes

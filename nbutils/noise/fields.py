@@ -49,12 +49,14 @@ def per_image(operator: Callable[..., Mask]) -> Callable[..., Noisy]:
     @wraps(operator)
     def whole(mask: Mask, *args: Any, **settings: Any) -> Noisy:
         check_mask(mask)
-        if mask.ndim == 3:
+        if not mask.size:
+            noisy = mask
+        elif mask.ndim == 3:
             noisy = np.empty_like(mask)
             for i, image in enumerate(mask):
                 noisy[i] = operator(image, *args, **settings)
         else:
-            noisy = operator(mask, *args, **settings) if mask.size else mask.copy()
+            noisy = operator(mask, *args, **settings)
         noisy = np.where((mask == VOID) | (noisy == VOID), mask, noisy)  # void neither moves nor spreads
         return noisy, noisy != mask
 

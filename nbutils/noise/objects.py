@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, sparse
 from skimage import measure
 
 from nbutils.legend import VOID
@@ -36,14 +36,28 @@ class Which:
             raise ValueError(f"size_px is (least, most) pixels, got {self.size_px}")
 
 
+@dataclass(frozen=True)
 class Objects:
-    """The objects of one mask; id 0 is void."""
+    """The objects of one mask, the id of the object at each pixel (0: none), and the number of pixels by id."""
 
-    def __init__(self, mask: Mask) -> None:
-        """Find them."""
-        self.mask = mask
-        self.ids = measure.label(mask, background=VOID, connectivity=1)
-        self.sizes = np.bincount(self.ids.ravel())
+    mask: Mask
+    ids: NDArray[np.integer]
+    sizes: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, mask: Mask) -> "Objects":
+        """Connected areas of one class; void is none."""
+        return cls._labelled(mask, mask, VOID)
+
+    @classmethod
+    def that_differ(cls, now: Mask, then: Mask, differ: NDArray[np.bool_]) -> "Objects":
+        """Connected areas of one change, where two masks differ."""
+        return cls._labelled(now, np.where(differ, now * np.int32(256) + then, -1), -1)
+
+    @classmethod
+    def _labelled(cls, mask: Mask, kinds: NDArray[np.integer], none: int) -> "Objects":
+        ids = measure.label(kinds, background=none, connectivity=1) if mask.size else np.zeros(mask.shape, np.intp)
+        return cls(mask, ids, np.bincount(ids.ravel(), minlength=1))
 
     def some(self, which: Which) -> NDArray[np.intp]:
         """Ids of the objects an operator may touch."""
@@ -58,7 +72,7 @@ class Objects:
 
     def shapes(self, chosen: NDArray[np.intp]) -> list[tuple[Shape, tuple[int, int], int]]:
         """Each object cut out: its shape, its upper left corner and its class."""
-        boxes = ndimage.find_objects(self.ids)
+        boxes = ndimage.find_objects(self.ids) if len(chosen) else []
         found = []
         for i in chosen.tolist():
             rows, columns = boxes[i - 1]
@@ -68,7 +82,7 @@ class Objects:
         return found
 
     def without(self, chosen: NDArray[np.intp]) -> Mask:
-        """The mask in which objects give way to what most of their neighbouring pixels are."""
+        """The mask in which objects give way to their `surroundings`."""
         if not len(chosen):
             return self.mask.copy()
         gone = np.zeros(len(self.sizes), dtype=bool)
@@ -78,17 +92,49 @@ class Objects:
 
 
 def surroundings(mask: Mask, objects: NDArray[np.integer], gone: NDArray[np.bool_]) -> Mask:
-    """Most frequent class among the 4-neighbours outside each object, per object id; void where kept or alone."""
+    """Class that takes the place of each object that is gone.
+
+    The most frequent class among the 4-neighbours that are kept. Objects that touch none of those are filled after,
+    from the ones filled before them, and so on inwards.
+
+    Args:
+        mask: Class ids, shape (H, W), uint8.
+        objects: Id of the object at each pixel, shape (H, W).
+        gone: By object id, whether it is to be filled.
+
+    Returns:
+        Class by object id; void for objects that are kept, and for those that not even others connect to a kept one.
+    """
     size = int(mask[mask != VOID].max(initial=0)) + 1
-    votes = np.zeros(len(gone) * size, dtype=np.int64)
+    votes, links = np.zeros(len(gone) * size, dtype=np.int64), []
     for one, other in ((np.s_[1:, :], np.s_[:-1, :]), (np.s_[:, 1:], np.s_[:, :-1])):
         edge = np.flatnonzero(objects[one] != objects[other])
-        for inside, outside in ((one, other), (other, one)):
-            ids, near = objects[inside].ravel()[edge], mask[outside].ravel()[edge]
-            counted = gone[ids] & (near != VOID)
+        first, second = ((objects[at].ravel()[edge], mask[at].ravel()[edge]) for at in (one, other))
+        valid = (first[1] != VOID) & (second[1] != VOID)
+        for (ids, _), (beyond, near) in ((first, second), (second, first)):
+            counted = gone[ids] & ~gone[beyond] & valid
             votes += np.bincount(ids[counted].astype(np.int64) * size + near[counted], minlength=len(votes))
+        both = gone[first[0]] & gone[second[0]] & valid
+        links.append(np.stack([first[0][both], second[0][both]]))
     votes = votes.reshape(-1, size)
-    return np.where(votes.any(axis=1), votes.argmax(axis=1), VOID).astype(np.uint8)
+    fill = np.where(votes.any(axis=1), votes.argmax(axis=1), VOID).astype(np.uint8)
+    _fill_inwards(fill, np.concatenate(links, axis=1), size)
+    return fill
+
+
+def _fill_inwards(fill: Mask, links: NDArray[np.integer], size: int) -> None:
+    """Fill objects from those filled before them, in place; `links` are pairs of objects, one per pixel they touch."""
+    links = np.concatenate([links, links[::-1]], axis=1)
+    links = links[:, fill[links[1]] == VOID]
+    touch = sparse.csr_array((np.ones(links.shape[1], np.int32), tuple(links)), shape=(len(fill), len(fill)))
+    front = np.flatnonzero(fill != VOID)
+    while len(front):
+        part = touch[front].tocoo()
+        still = fill[part.col] == VOID
+        source, at, pixels = fill[front[part.row[still]]], part.col[still], part.data[still]
+        front, of = np.unique(at, return_inverse=True)
+        votes = np.bincount(of * size + source, weights=pixels, minlength=len(front) * size)
+        fill[front] = votes.reshape(-1, size).argmax(axis=1)
 
 
 def _draw(ids: NDArray[np.intp], rate: float, rng: np.random.Generator) -> NDArray[np.intp]:
@@ -118,7 +164,7 @@ def omit_objects(
 ) -> Noisy:
     """Remove whole objects: the map does not know them; what surrounds an object fills its place.
 
-    An object is filled with the class most of its neighbouring pixels have.
+    An object is filled with the class most of its neighbouring pixels have, not counting objects also removed.
 
     Args:
         mask: Class ids, shape (H, W) or (N, H, W), uint8.
@@ -128,7 +174,7 @@ def omit_objects(
         max_share: Only objects of at most this share of the image are removed: maps miss sheds, not rivers.
         size_px: Least and most pixels of an object that may be removed.
 
-    Returns: noisy, changed as `flip_labels`. An object without a neighbour of another class is kept.
+    Returns: noisy, changed as `flip_labels`. Objects that touch nothing but void and one another are kept.
     """
     check_rate(rate)
     return _omit(mask, rate, Which(classes, max_share, size_px), rng=rng)
@@ -138,7 +184,7 @@ def omit_objects(
 def _omit(mask: Mask, rate: float, which: Which, *, rng: np.random.Generator) -> Mask:
     if rate == 0:
         return mask
-    objects = Objects(mask)
+    objects = Objects.of(mask)
     return objects.without(_draw(objects.some(which), rate, rng))
 
 
@@ -159,7 +205,8 @@ def add_objects(
         rate: Objects added per object there is, in [0, 1]; with `source`, per object of an equal area of that.
         classes: Class ids whose objects may be copied; all when left out.
         rng: Source of randomness.
-        source: Masks of the same legend to copy objects from; each image itself when left out.
+        source: Masks of the same legend to copy objects from; each image itself when left out. The legend is not
+            checked here: classes of the source come out as they are.
         max_share: Only objects of at most this share of their image are copied.
         size_px: Least and most pixels of an object that may be copied.
 
@@ -179,7 +226,7 @@ Stock = list[tuple[Shape, tuple[int, int], int]]
 
 
 def _stock(mask: Mask, which: Which) -> Stock:
-    objects = Objects(mask)
+    objects = Objects.of(mask)
     return objects.shapes(objects.some(which))
 
 
@@ -188,7 +235,7 @@ def _add(mask: Mask, rate: float, which: Which, stock: tuple[Stock, int] | None,
     if rate == 0:
         return mask
     if stock is None:
-        objects = Objects(mask)
+        objects = Objects.of(mask)
         chosen = _draw(objects.some(which), rate, rng)
         shapes = objects.shapes(chosen)
     else:
@@ -260,7 +307,7 @@ def _redraw(
     """Take objects away, then draw each again, displaced or turned."""
     if rate == 0:
         return mask
-    objects = Objects(mask)
+    objects = Objects.of(mask)
     chosen = _draw(objects.some(which), rate, rng)
     noisy = objects.without(chosen)
     for shape, corner, value in objects.shapes(chosen):
@@ -295,7 +342,7 @@ def age_map(
             that differ per object there is; they are not on the map yet, or they are on it and since gone.
         classes: Class ids whose objects come and go; all when left out. With `earlier`, classes the areas have now.
         rng: Source of randomness.
-        earlier: The exact mask of the other date, of the same shape.
+        earlier: The exact mask of the other date, of the same shape and legend; the latter is not checked here.
         gone_share: Share of the objects that differ which are since gone, without `earlier`.
         max_share: Only objects (or areas) of at most this share of the image differ.
         size_px: Least and most pixels of an object (or area) that differs.
@@ -323,10 +370,7 @@ def _restore(now: Mask, then: Mask, rate: float, which: Which, rng: np.random.Ge
     differ = (now != then) & (now != VOID) & (then != VOID)
     if which.classes is not None:
         differ &= np.isin(now, which.classes)
-    kinds = np.where(differ, now * np.int32(256) + then, -1)
-    areas = Objects.__new__(Objects)
-    areas.mask, areas.ids = now, measure.label(kinds, background=-1, connectivity=1)
-    areas.sizes = np.bincount(areas.ids.ravel())
+    areas = Objects.that_differ(now, then, differ)
     back = np.zeros(len(areas.sizes), dtype=bool)
     back[_draw(areas.some(which), rate, rng)] = True
     return np.where(back[areas.ids], then, now)

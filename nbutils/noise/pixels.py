@@ -77,14 +77,15 @@ def confuse_classes(
         noisy, changed: as `flip_labels`.
 
     Raises:
-        ValueError: `matrix` is not square, has negative entries or rows that do not sum to 1.
+        ValueError: `matrix` is not square, has negative entries or rows that do not sum to 1 within 1e-6.
     """
     matrix = np.asarray(matrix, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"matrix is (K, K), got {matrix.shape}")
-    if (matrix < 0).any() or not np.allclose(matrix.sum(axis=1), 1, atol=1e-6):
-        sums = np.round(matrix.sum(axis=1), 4).tolist()
+    if (matrix < 0).any() or not np.allclose(matrix.sum(axis=1), 1, rtol=0, atol=1e-6):
+        sums = np.round(matrix.sum(axis=1), 8).tolist()
         raise ValueError(f"rows of matrix are probabilities that sum to 1; rows sum to {sums}, least {matrix.min():g}")
+    matrix = matrix / matrix.sum(axis=1, keepdims=True)
     check_mask(mask, len(matrix))
     check_pixels("correlation_px", correlation_px)
     check_pixels("edge_px", edge_px or 0)
@@ -106,7 +107,8 @@ def _confuse(
     first = smooth_field(mask.shape, correlation_px, rng) if patches else uniform_field(mask.shape, rng)
     groups = mask if edge_px is None else np.where(near(boundaries(mask), edge_px) <= edge_px, mask, VOID)
     sizes = count_ids(groups)[: len(matrix)]
-    lost = lowest(first, groups, rounded(others.sum(axis=1) * sizes, rng), sizes)
+    wanted = np.minimum(rounded(others.sum(axis=1) * sizes, rng), sizes)
+    lost = lowest(first, groups, wanted, sizes)
     # where pixels are independent, the first field is as good: nobody knows the order within what is lost
     second = smooth_field(mask.shape, 4 * correlation_px, rng) if patches else first
     noisy = mask.copy()

@@ -100,13 +100,27 @@ _GIVEN: dict[str, Callable[[Legend | int, float], Any]] = {
 
 
 def _ids(classes: Any, legend: Legend | int) -> Any:
-    """Names of classes as ids of a legend, those it has; all classes (None) where it has none of them, or no names."""
+    """Names of classes as ids of a legend, those it has; without names to compare with, all classes (None)."""
+    classes = [classes] if isinstance(classes, str) else classes
     if not isinstance(classes, Mapping | Sequence) or not any(isinstance(one, str) for one in classes):
         return classes
+    whole = isinstance(classes, Mapping)
+    if isinstance(legend, int) and not whole:
+        return None
     names = () if isinstance(legend, int) else legend.names
-    if isinstance(classes, Mapping):
-        return {names.index(name): value for name, value in classes.items() if name in names}
-    return [names.index(name) for name in classes if name in names] or None
+    known = [one for one in classes if one in names or not isinstance(one, str)]
+    ids = [names.index(one) if isinstance(one, str) else one for one in known]
+    return dict(zip(ids, map(classes.get, known), strict=True)) if whole else ids
+
+
+def _pair(rate: float | Sequence[float]) -> tuple[float, float]:
+    """A rate, or the least and the most of it, as least and most."""
+    pair = [float(one) for one in np.ravel(rate)]
+    if len(pair) not in (1, 2) or pair[0] > pair[-1]:
+        raise ValueError(f"rate is a fraction, or (least, most) with least <= most, got {rate}")
+    for one in pair:
+        check_rate(one)
+    return pair[0], pair[-1]
 
 
 STEPS: Mapping[str, Step] = MappingProxyType(
@@ -161,14 +175,16 @@ class Recipe:
         rng: np.random.Generator,
         strength: float = 1.0,
         *,
-        rate: float | tuple[float, float] | None = None,
+        rate: float | Sequence[float] | None = None,
         gsd_m: float = 1.0,
     ) -> Noisy:
         """Break a mask.
 
         Args:
             mask: Class ids, shape (H, W) or (N, H, W), uint8.
-            legend: The mask's legend, or its number of classes.
+            legend: The mask's legend, or its number of classes. Classes a step names that the legend lacks are left
+                out, and a step left with none is skipped. To a mere number names say nothing: a step that names
+                the classes it may touch then touches all, and one with a distance for each name is skipped.
             rng: Source of randomness.
             strength: Factor on every rate and distance; 0 changes nothing. With `rate`, where the search for it begins.
             rate: Share of valid pixels to change in each image, or (least, most), from which each image draws its own
@@ -178,16 +194,21 @@ class Recipe:
             gsd_m: Size of a pixel in metres, for settings in metres.
 
         Returns:
-            noisy, changed: as `flip_labels`.
+            noisy, changed: as `flip_labels`; plain arrays, also of a mask mapped from a file.
+
+        Raises:
+            ValueError: a class beyond the legend, in the mask or in one a step copies from; a rate that is no fraction.
         """
         _check_strength(strength)
-        check_mask(mask, legend if isinstance(legend, int) else len(legend))
+        n_classes = legend if isinstance(legend, int) else len(legend)
+        check_mask(mask, n_classes)
+        self._check_sources(n_classes)
+        mask = np.asarray(mask)
         if rate is None:
             noisy = self._run(mask, legend, rng, strength, gsd_m)
+            noisy = mask.copy() if noisy is mask else noisy
             return noisy, noisy != mask
-        rates = rate if isinstance(rate, tuple) else (rate, rate)
-        for one in rates:
-            check_rate(one)
+        rates = _pair(rate)
         images = mask[None] if mask.ndim == 2 else mask
         noisy = np.empty_like(images)
         for i, image in enumerate(images):
@@ -195,13 +216,27 @@ class Recipe:
             noisy[i] = self._reach(image, legend, rng, asked, strength or 1.0, gsd_m)
         return (noisy := noisy.reshape(mask.shape)), noisy != mask
 
+    def _check_sources(self, n_classes: int) -> None:
+        """Refuse classes beyond the legend in masks that steps copy from."""
+        for step, settings in self.steps:
+            for key in ("source", "earlier"):
+                given = settings.get(key)
+                for one in () if given is None else [given] if isinstance(given, np.ndarray) else given:
+                    try:
+                        check_mask(one, n_classes)
+                    except (TypeError, ValueError) as error:
+                        raise type(error)(f"recipe {self.name!r}: {key} of step {step!r}: {error}") from None
+
     def _run(self, mask: Mask, legend: Legend | int, rng: np.random.Generator, strength: float, gsd_m: float) -> Mask:
         for name, settings in self.steps:
             step = STEPS[name]
             takes = signature(step.operator).parameters
             given = {key: get(legend, gsd_m) for key, get in _GIVEN.items() if key in takes}
             scaled = step.at(settings, strength)
-            scaled |= {key: _ids(scaled[key], legend) for key in ("classes", "distance_px") if key in scaled}
+            meant = {key: _ids(scaled[key], legend) for key in ("classes", "distance_px") if key in scaled}
+            if any(isinstance(ids, Mapping | Sequence) and not ids for ids in meant.values()):
+                continue
+            scaled |= meant
             mask, _ = step.operator(mask, rng=rng, **given, **scaled)
         return mask
 

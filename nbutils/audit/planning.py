@@ -208,7 +208,7 @@ def _checked(correlation_px: ArrayLike) -> NDArray[np.float64]:
 def _correlation(measured: NDArray[np.float64], distance: NDArray[np.float64]) -> NDArray[np.float64]:
     if measured.ndim:
         return np.interp(distance, np.arange(len(measured)), measured, right=0.0)
-    return np.exp(-distance / measured) if measured > 0 else (distance == 0).astype(np.float64)
+    return np.exp(-distance / measured) if measured > 1e-3 else (distance == 0).astype(np.float64)
 
 
 def _spacing(correlation: NDArray[np.float64]) -> float:

@@ -168,10 +168,10 @@ def displacement(pairs: list[tuple[Mask, Mask]]) -> tuple[NDArray[np.float64], t
     """Displacement of noisy masks against exact ones, of one image: sub-pixel, in whole pixels, and its weight.
 
     The share of agreeing pixels over displacements is symmetric about the true one, whatever else is wrong alike
-    everywhere. Of every displacement it is told what the same pixels gain by it: others may agree more for no reason
-    but that an omitted object at the rim is left out. The greatest gain is sought on every third pixel, up to 15 away
-    and a quarter of the side at most, then around. Smoothed, so that its tip becomes a dome, the paraboloid through the
-    dome's top tells the fraction of a pixel. Where the maps have no boundaries, or a displacement explains no more
+    everywhere. What the same pixels gain by a displacement (others may agree more for no reason but that an omitted
+    object at the rim is left out) is looked at on every third pixel, up to 15 away and a quarter of the side at most;
+    around the greatest gain, the greatest share is sought. Smoothed, so that its tip becomes a dome, the paraboloid
+    through the dome's top tells the fraction of a pixel. Where the maps have no boundaries, or a displacement explains no more
     errors than chance would (three standard errors of as many lone pixels), nothing tells. Errors come in objects,
     though: where some are omitted, a displacement may lay one that is left on one that is not. A displacement that
     makes fewer boundaries coincide than none does is chance, however much it gains; the best within 2 px is told then.
@@ -199,7 +199,8 @@ def _around(
     """Best displacement around `top`: sub-pixel, in whole pixels that chance would not do, whether it tells."""
     first, last = np.maximum(top - AROUND_PX, -reach), np.minimum(top + AROUND_PX, reach)
     fine = _agreement(pairs, *(range(*pair) for pair in zip(first, last + 1, strict=True)))
-    dome = ndimage.gaussian_filter(_gain(fine), 1.0, mode="nearest")
+    share = fine[0] / np.maximum(fine[2], 1)
+    dome = ndimage.gaussian_filter(share, 1.0, mode="nearest")
     inner = dome[1:-1, 1:-1]
     peak = np.array(np.unravel_index(inner.argmax(), inner.shape)) + 1
     shift = first + peak + _summit(dome[peak[0] - 1 : peak[0] + 2, peak[1] - 1 : peak[1] + 2])

@@ -71,7 +71,8 @@ def rank(probabilities: NDArray[np.floating], noisy: Mask, *, temperature: float
     Args:
         probabilities: Out-of-fold class probabilities, (N, K, H, W); from `folds.out_of_fold`.
         noisy: Class ids 0..K-1 and 255 = void, (N, H, W) uint8.
-        temperature: Of the soft minimum, above 0: towards 0 the worst pixel of a patch decides, with larger ones their mean.
+        temperature: Of the soft minimum, above 0: towards 0 the worst pixel of a patch decides, with larger ones their
+            mean.
 
     Raises:
         ValueError: shapes do not fit, an id is no class, probabilities are negative or do not sum to 1, or

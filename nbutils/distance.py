@@ -73,7 +73,10 @@ def boundaries(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def squared(mask: NDArray[np.bool_], reach: int) -> NDArray[np.uint16]:
-    """Squared distance to the nearest True pixel, (H, W); at least (reach + 1)^2 beyond `reach`, at most 64 pixels.
+    """Squared distance to the nearest True pixel, (H, W), as far as `reach`, at most 64 pixels.
+
+    Exact below (reach + 1)^2, which stands for all that is as far or farther; between reach^2 and that it is exact
+    too. What lies outside the square of side 2 reach + 1 around a pixel is never seen.
 
     Distance along columns first, then the least sum of squares along rows, some rows at a time.
     """

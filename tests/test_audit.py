@@ -100,11 +100,23 @@ def test_the_interval_over_images_covers_and_wilson_over_pixels_does_not():
         wrong = rng.binomial(1000, rng.beta(4, 16, size=30))  # images differ, as they do on the ground
         counts = np.zeros((30, 2, 2), np.int64)
         counts[:, 0, 0], counts[:, 0, 1] = 1000 - wrong, wrong
-        low, high = audit.bootstrap_interval(counts, rng=rng, n_draws=400)
+        low, high = audit.Audit(counts.sum(axis=0), counts).interval(rng=rng, n_draws=400)
         hits += low <= truth <= high
         low, high = audit.wilson_interval(int(wrong.sum()), 30_000)
         pixel_hits += low <= truth <= high
     assert 0.86 <= hits / trials <= 1 and pixel_hits / trials < 0.5
+
+
+def test_the_interval_covers_a_rate_that_few_images_bear():
+    """Where percentiles of drawn images held 63 to 73 % at 5 to 8 images."""
+    rng, hits = np.random.default_rng(0), []
+    for n in (5, 8) * 150:
+        wrong = rng.binomial(1000, rng.beta(0.2, 9.8, size=n))
+        counts = np.zeros((n, 2, 2), np.int64)
+        counts[:, 0, 0], counts[:, 0, 1] = 1000 - wrong, wrong
+        low, high = audit.Audit(counts.sum(axis=0), counts).interval(rng=rng, n_draws=300)
+        hits.append(low <= 0.02 <= high)
+    assert np.mean(hits) >= 0.83
 
 
 def test_an_interval_needs_two_images_with_valid_pixels():

@@ -219,3 +219,45 @@ def test_a_displacement_takes_no_part_of_empty_images():
     found = audit.statistics_of([np.roll(square, (2, -3), (0, 1)), empty], [square, empty], 2)
     assert found.shift_px == pytest.approx([2, -3], abs=0.1) and np.isnan(found.counts.shift[1]).all()
     assert findings.correlation_length(found.counts.lags).shape == (2,)
+
+
+def test_omitted_objects_are_no_displacement():
+    """On 64-px masks, one object laid on another's place gained agreement in 40 % of the trials."""
+    rng, moved, untold = np.random.default_rng(0), [], []
+    for _ in range(80):
+        exact, noisy = np.zeros((2, 64, 64), np.uint8)
+        for _ in range(12):
+            (y, x), (height, width) = rng.integers(0, 60, 2), rng.integers(4, 18, 2)
+            one = np.s_[y : y + height, x : x + width]
+            exact[one] = rng.integers(1, 4)
+            noisy[one] = exact[one] * (rng.random() < 0.5)
+        found, step, _ = structure.displacement([(noisy, exact)])
+        moved.append(any(step))
+        untold.append(np.isnan(found).any())
+    assert np.mean(moved) < 0.1 and np.mean(untold) < 0.3
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(16, 80), st.integers(0, 2**32 - 1))
+def test_displacements_lie_within_the_reach(side, seed):
+    rng = np.random.default_rng(seed)
+    exact, noisy = (np.kron(rng.integers(0, 3, (20, 20)), np.ones((4, 4)))[:side, :side] for _ in range(2))
+    found = structure.displacement([(noisy.astype(np.uint8), exact.astype(np.uint8))])[0]
+    assert not (np.abs(found) > min(15, side / 4)).any()
+
+
+@pytest.mark.parametrize("rows, columns", [(64, 64), (20, 20)])
+def test_the_correlogram_is_the_correlation_of_the_error_indicator(rows, columns):
+    rng = np.random.default_rng(0)
+    field = ndimage.gaussian_filter(rng.standard_normal((60, rows, columns)), (0, 4, 4), mode="wrap")
+    wrong = field > np.quantile(field, 0.8)
+    found = audit.statistics_of(wrong.astype(np.uint8), np.zeros(wrong.shape, np.uint8), 2).correlogram
+    away = wrong - wrong.mean()
+    lags = [lag for lag in (0, *structure.LAGS_PX) if lag < rows]
+    down = [(away[:, lag:] * away[:, : rows - lag]).mean() for lag in lags]
+    right = [(away[..., lag:] * away[..., : columns - lag]).mean() for lag in lags]
+    expected = np.add(down, right) / 2
+    assert len(found) == lags[-1] + 1 and found[0] == 1 and ((found >= 0) & (found <= 1)).all()
+    assert found[lags] == pytest.approx(np.clip(expected / wrong.var(), 0, 1), abs=2e-3)
+    assert found[5] == pytest.approx((found[4] + found[6]) / 2), "linear between lags"
+    assert np.isnan(audit.statistics_of(np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8), 2).correlogram).all()

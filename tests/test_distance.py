@@ -62,3 +62,11 @@ def test_boundaries_are_where_neighbours_differ(mask):
         beside = {int(padded[y + 1 + dy, x + 1 + dx]) for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0))}
         assert found[y, x] == (here != VOID and bool(beside - {int(here), VOID}))
     assert ((distance.boundary_distance(mask, 5) == 1) == found).all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(SHAPES, st.floats(0, 0.2), st.integers(0, 12), st.integers(0, 2**32 - 1))
+def test_squared_is_the_square_up_to_that_of_one_pixel_more(shape, share, reach, seed):
+    mask = np.random.default_rng(seed).random(shape) < share
+    whole = np.rint(ndimage.distance_transform_edt(~mask) ** 2) if mask.any() else np.full(shape, np.inf)
+    assert (distance.squared(mask, reach) == np.minimum(whole, (reach + 1) ** 2)).all()

@@ -295,3 +295,53 @@ def test_faults_say_what_was_expected():
         planning.plan(0.0, rate=0.1)
     with pytest.raises(ValueError, match="pixels_per_patch is 1..64"):
         planning.plan(0.1, rate=0.1, patch_px=8, pixels_per_patch=65)
+
+
+def test_the_length_alone_understates_ragged_long_ranged_errors_and_the_curve_does_not():
+    """Pixels flip on their own, but in some regions more often than in others, as errors of real maps do."""
+    rng, patch = np.random.default_rng(0), 32
+    field = ndimage.gaussian_filter(rng.standard_normal((30, 256, 256)), (0, 12, 12), mode="wrap")
+    chance = np.where(field > np.quantile(field, 0.8), 0.6, 0.03)
+    wrong = (rng.random(field.shape) < chance).astype(np.uint8)
+    found = audit.statistics_of(wrong, np.zeros_like(wrong), 2)
+    seen = _seen_effect(wrong, patch)
+    assert planning.design_effect(found.correlogram, patch) == pytest.approx(seen, rel=0.15)
+    assert planning.design_effect(found.correlation_px, patch) < seen / 3
+    planned = [
+        planning.plan(0.02, rate=0.1, correlation_px=given_as, patch_px=patch)
+        for given_as in (found.correlogram, found.correlation_px)
+    ]
+    assert planned[0].n_patches > 3 * planned[1].n_patches
+
+
+def test_the_spacing_is_where_the_curve_stays_low_or_is_not_known():
+    falling = planning.plan(0.05, rate=0.1, correlation_px=[1, 0.5, 0.04, 0.06, 0.05, 0], patch_px=8)
+    assert falling.spacing_px == 4 and "pixels 4 px apart" in falling.advice
+    lasting = planning.plan(0.05, rate=0.1, correlation_px=np.linspace(1, 0.3, 33), patch_px=8)
+    assert lasting.spacing_px == np.inf and "over more than 32 px" in lasting.advice
+
+
+@pytest.mark.parametrize("wrong", [np.nan, -1.0, np.inf, [1, np.nan], [1, 7.0], [], [[1.0]]])
+def test_correlations_that_are_none_are_refused(wrong):
+    for patch_px in (None, 64):
+        with pytest.raises(ValueError, match="correlation_px"):
+            planning.plan(0.05, rate=0.1, correlation_px=wrong, patch_px=patch_px)
+    with pytest.raises(ValueError, match="correlation_px"):
+        planning.design_effect(wrong, 64)
+
+
+def test_a_negative_curve_leaves_a_plan():
+    curve = [1, *[-0.3] * 60]
+    assert 0 < planning.design_effect(curve, 32) < 1
+    assert planning.plan(0.05, rate=0.1, correlation_px=curve, patch_px=32).n_patches >= 2
+
+
+def test_rates_of_all_classes_serve_a_map_that_lacks_some():
+    noisy = np.repeat(np.array([[0, 1, 3]], np.uint8), 40, axis=0)
+    rates = [0.1, 0.5, np.nan, 0.2, np.nan, 0.3]
+    drawn = sampling.draw(noisy, 30, rng=np.random.default_rng(0), allocation="neyman", error_rates=rates)
+    numbers = np.bincount(drawn.strata, minlength=4)
+    assert numbers.sum() == 30 and numbers[2] == 0 and numbers[1] > numbers[0] and len(drawn.sizes) == 4
+    assert planning.plan_strata(0.1, drawn.sizes, rates[:4])[2] == 0
+    with pytest.raises(ValueError, match="all 4 strata"):
+        sampling.draw(noisy, 30, rng=np.random.default_rng(0), allocation="neyman", error_rates=[0.1, np.nan, 0, 0])

@@ -103,6 +103,34 @@ def test_ranking_refuses_what_is_no_probability():
         suspicion.rank(np.full((1, 2, 4, 4), 0.5), np.zeros((1, 4, 5), np.uint8))
 
 
+def test_ranges_are_checked_and_the_suspected_share_is_of_valid_pixels():
+    rng = np.random.default_rng(0)
+    noisy, chances = _blocks(rng, 3, 8), _believed(rng, _blocks(rng, 3, 8))
+    noisy[:, :4] = VOID
+    found = suspicion.rank(chances, noisy)
+    assert found.suspected.any() and found.suspected_share == found.suspected.sum() / (3 * 4 * 8)
+    assert np.isnan(suspicion.rank(chances, np.full_like(noisy, VOID)).suspected_share)
+    with pytest.raises(ValueError, match="n is a number of pixels >= 0, got -1"):
+        found.pixels(-1)
+    for wrong in (0, -1, np.nan):
+        with pytest.raises(ValueError, match="temperature is above 0"):
+            suspicion.rank(chances, noisy, temperature=wrong)
+    chances[1, :2] += np.array([-2.0, 2])[:, None, None]  # sums to 1 still
+    with pytest.raises(ValueError, match="patch 1: probabilities are at least -"):
+        suspicion.rank(chances, noisy)
+
+
+def test_shifts_need_a_reach_and_finite_pixels():
+    image, half = np.random.default_rng(0).normal(size=(2, 40, 40)), np.zeros((40, 40), np.uint8)
+    half[:, 20:] = 1
+    with pytest.raises(ValueError, match="max_px is at least 1, got 0"):
+        suspicion.label_shift([image], [half], max_px=0, rng=np.random.default_rng(0))
+    hole = image.copy()
+    hole[0, :2, :2] = np.nan
+    with pytest.raises(ValueError, match="image 1: 4 values are not finite"):
+        suspicion.label_shift([image, hole], [half, half], rng=np.random.default_rng(0))
+
+
 FINE, PAD, SIZE = 8, 10, 64  # scenes are drawn at an eighth of a pixel
 
 

@@ -8,7 +8,6 @@ from nbutils.audit import planning, sampling, suspicion
 from nbutils.audit.agreement import (
     Audit,
     Profile,
-    bootstrap_interval,
     boundary_profile,
     compare,
     wilson_interval,
@@ -24,7 +23,6 @@ __all__ = [
     "Audit",
     "Findings",
     "Profile",
-    "bootstrap_interval",
     "boundary_distance",
     "boundary_profile",
     "compare",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from nbutils.audit.intervals import share_intervals
 from nbutils.distance import boundary_distance
 from nbutils.legend import VOID
 
@@ -71,12 +72,18 @@ class Audit:
     def interval(
         self, *, rng: np.random.Generator, confidence: float = 0.95, n_draws: int = 1000
     ) -> tuple[float, float]:
-        """Interval of the noise rate by drawing whole images with replacement.
+        """Interval of the noise rate over images (see `intervals.share_intervals`).
 
         Pixels of one image err together, so images are the independent units; with fewer than two images that
-        have valid pixels nothing can be drawn and the interval is [nan, nan].
+        have valid pixels nothing can be told and the interval is [nan, nan].
         """
-        return bootstrap_interval(self.per_image, rng=rng, confidence=confidence, n_draws=n_draws)
+        valid = self.per_image.sum(axis=(1, 2))
+        bears = valid > 0
+        wrong, valid = (valid - np.trace(self.per_image, axis1=1, axis2=2))[bears, None], valid[bears, None]
+        n = max(len(valid), 1)
+        drawn = rng.multinomial(len(valid), np.full(n, 1 / n), size=n_draws)[:, : len(valid)]
+        low, high = share_intervals(*(a.astype(np.float64) for a in (wrong, valid, drawn)), confidence)[0]
+        return float(low), float(high)
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -148,30 +155,6 @@ def wilson_interval(errors: int, n: int, confidence: float = 0.95) -> tuple[floa
     half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     low, high = float(middle - half), float(middle + half)
     return (0.0 if errors == 0 else max(0.0, low)), (1.0 if errors == n else min(1.0, high))
-
-
-def bootstrap_interval(
-    per_image: NDArray[np.int64], *, rng: np.random.Generator, confidence: float = 0.95, n_draws: int = 1000
-) -> tuple[float, float]:
-    """Percentile interval of the noise rate over images drawn with replacement.
-
-    Args:
-        per_image: Confusion counts, shape (N, K, K).
-        rng: Source of randomness.
-        confidence: Two-sided, in (0, 1).
-        n_draws: Number of draws of N images.
-    """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is in (0, 1), got {confidence}")
-    valid = per_image.sum(axis=(1, 2))
-    wrong = valid - np.trace(per_image, axis1=1, axis2=2)
-    wrong, valid = wrong[valid > 0], valid[valid > 0]
-    if len(valid) < 2:
-        return float("nan"), float("nan")
-    drawn = rng.integers(len(valid), size=(n_draws, len(valid)))
-    rates = wrong[drawn].sum(axis=1) / valid[drawn].sum(axis=1)
-    low, high = np.quantile(rates, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)

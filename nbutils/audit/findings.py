@@ -92,8 +92,25 @@ class Findings:
 
     @property
     def correlation_px(self) -> float:
-        """Distance at which the autocorrelation of errors has fallen to 1/e, in pixels; below 1 for lone pixels."""
+        """Distance at which the autocorrelation of errors has fallen to 1/e, in pixels; below 1 for lone pixels.
+
+        It says nothing of how slowly the rest falls; `correlogram` does.
+        """
         return float(correlation_length(self.counts.lags.sum(axis=0)))
+
+    @property
+    def correlogram(self) -> NDArray[np.float64]:
+        """Correlation of the error indicator at distances 0, 1, 2, ... px, along rows and columns, in [0, 1].
+
+        At most 64 px, as far as the images reach; linear between `LAGS_PX`, negative values taken for 0. All nan where
+        nothing or everything is wrong. `planning.plan` and `planning.design_effect` take it as `correlation_px`.
+        """
+        rho = _autocorrelation(self.counts.lags.sum(axis=0))
+        if not np.isfinite(rho[:1]).all():
+            return np.full(LAGS_PX[-1] + 1, np.nan)
+        known = np.isfinite(rho)
+        at = np.array([0, *LAGS_PX])[known]
+        return np.interp(np.arange(at[-1] + 1), at, rho[known].clip(0, 1))
 
     @property
     def correlation_m(self) -> float:
@@ -140,10 +157,7 @@ def correlation_length(lags: NDArray) -> NDArray[np.float64]:
     """
     lags = np.asarray(lags, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = (lags[..., 0, 1] / lags[..., 0, 3])[..., None]
-        both, first, second, n = np.moveaxis(lags, -1, 0)
-        covariance = both / n - mean * (first + second) / n + mean**2
-        rho = covariance / covariance[..., :1]
+        rho = _autocorrelation(lags)
         at = np.array([0, *LAGS_PX], dtype=np.float64)
         level = np.exp(-1)
         below = ~(rho > level)  # lags that no image is large enough for, too
@@ -153,7 +167,16 @@ def correlation_length(lags: NDArray) -> NDArray[np.float64]:
         step = at[after] - at[np.maximum(after - 1, 0)]
         share = np.where(np.isfinite(here) & (here < level), (before - level) / (before - here), 1.0)
         found = at[np.maximum(after - 1, 0)] + step * np.where(np.isfinite(here), share, 0.0)
-    return np.where(np.isfinite(covariance[..., 0]) & (covariance[..., 0] > 0), found, np.nan)
+    return np.where(np.isfinite(rho[..., 0]), found, np.nan)
+
+
+def _autocorrelation(lags: NDArray) -> NDArray[np.float64]:
+    """Correlation of the error indicator at 0 and `LAGS_PX`, (..., L + 1); nan without pairs or without variance."""
+    both, first, second, n = np.moveaxis(np.asarray(lags, dtype=np.float64), -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = (first[..., 0] / n[..., 0])[..., None]
+        covariance = both / n - mean * (first + second) / n + mean**2
+        return covariance / np.where(covariance[..., :1] > 0, covariance[..., :1], np.nan)
 
 
 def statistics_of(
@@ -187,6 +210,8 @@ def examine(
     confidence: float = 0.95,
 ) -> Findings:
     """Compute every statistic of the audit with its interval over images (see `intervals.share_intervals`).
+
+    With 5 to 8 images, intervals of 95 % hold rare errors that few of the images have only 86 to 91 % of the time.
 
     Args:
         noisy: As in `statistics_of`.

@@ -14,6 +14,8 @@ from scipy import special
 
 from nbutils.audit import sampling
 
+LEAST_EFFECT = 0.1
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -25,7 +27,8 @@ class Plan:
         n_patches: Patches to check, drawn at random; None where no patch size was given.
         pixels_per_patch: Pixels checked in each of them.
         design_effect: Variance over that of as many independent pixels; 1 without patches.
-        spacing_px: Distance from which pixels of one patch err independently (correlation 0.05).
+        spacing_px: Distance from which the correlation stays at or below 0.05; inf where the measured curve ends above.
+        known_px: Longest distance the correlation is known at; inf where only its 1/e length was given.
     """
 
     half_width: float
@@ -34,6 +37,7 @@ class Plan:
     pixels_per_patch: int | None
     design_effect: float
     spacing_px: float
+    known_px: float = np.inf
 
     @property
     def advice(self) -> str:
@@ -47,8 +51,14 @@ class Plan:
             f"{words}, or {self.n_patches:,} patches drawn at random with {self.pixels_per_patch:,} pixels each "
             f"({checked:,} in all, worth {checked / self.design_effect:,.0f} independent ones: "
             f"design effect {self.design_effect:.3g}). "
-            f"Within a patch, pixels {self.spacing_px:.0f} px apart err independently."
+            f"Within a patch, {self._spacing_in_words}. Differences between scenes come on top."
         )
+
+    @property
+    def _spacing_in_words(self) -> str:
+        if np.isinf(self.spacing_px):
+            return f"errors stay correlated (above 0.05) over more than {self.known_px:.0f} px"
+        return f"pixels {self.spacing_px:.0f} px apart err independently (correlation 0.05 at most)"
 
 
 def plan(
@@ -66,11 +76,15 @@ def plan(
     Pixels drawn at random over the whole map are independent whatever the correlation of the errors: it is only
     when whole patches are drawn that their pixels repeat one another. Strata of very different rates need fewer.
 
+    Give `Findings.correlogram` as `correlation_px`. The 1/e length alone understates the patches needed several times
+    where errors are ragged or long-ranged, as those of real maps are, for it misses how slowly the rest of the
+    correlation falls. Scenes that differ in their rates need more patches still; neither knows of them.
+
     Args:
         half_width: Wanted half-width of the interval, a share in (0, 0.5).
         rate: Guessed noise rate, or entry of the transition matrix; 0.5 is the worst case.
         class_share: Share of the ground the row's class has, for a row of the matrix; 1 for the noise rate.
-        correlation_px: Of the errors, as in `design_effect`.
+        correlation_px: Of the errors, as in `design_effect`; best `Findings.correlogram`.
         patch_px: Side of the patches; None to plan pixels only.
         pixels_per_patch: Pixels checked in each, drawn at random within it; all if None.
         confidence: Two-sided, in (0, 1).
@@ -84,9 +98,10 @@ def plan(
     z = float(special.ndtri(0.5 + confidence / 2))
     n = _least(lambda n: _wilson_half(rate, n, z) <= half_width)
     n_pixels = int(np.ceil(n / class_share))
-    spacing = _spacing(correlation_px)
+    correlation = _checked(correlation_px)
+    spacing, known = _spacing(correlation), float(len(correlation) - 1) if correlation.ndim else np.inf
     if patch_px is None:
-        return Plan(half_width, n_pixels, None, None, 1.0, spacing)
+        return Plan(half_width, n_pixels, None, None, 1.0, spacing, known)
     each = patch_px**2 if pixels_per_patch is None else pixels_per_patch
     if not 1 <= each <= patch_px**2:
         raise ValueError(f"pixels_per_patch is 1..{patch_px**2} for patches of {patch_px} px, got {each}")
@@ -97,7 +112,7 @@ def plan(
         t = float(special.stdtrit(max(patches - 1, 1), 0.5 + confidence / 2))  # few patches: the variance is a guess
         return patches > 1 and t * np.sqrt(rate * (1 - rate) / size) <= half_width
 
-    return Plan(half_width, n_pixels, _least(enough), each, deff, spacing)
+    return Plan(half_width, n_pixels, _least(enough), each, deff, spacing, known)
 
 
 def plan_strata(
@@ -128,8 +143,9 @@ def plan_strata(
     """
     _check(half_width=(half_width, 0.5), confidence=(confidence, 1))
     sizes, rates = np.asarray(sizes, dtype=np.int64), np.asarray(error_rates, dtype=np.float64)
-    if rates.shape != sizes.shape or not ((rates >= 0) & (rates <= 1)).all():
+    if rates.shape != sizes.shape or not ((rates >= 0) & (rates <= 1) | (sizes == 0)).all():
         raise ValueError(f"error_rates are in [0, 1] for each of {sizes.size} strata, got {error_rates}")
+    rates = np.where(sizes > 0, rates, 0)
     z = float(special.ndtri(0.5 + confidence / 2))
     fewest, most = int(np.minimum(2, sizes).sum()), int(sizes.sum())
 
@@ -145,21 +161,27 @@ def plan_strata(
 def design_effect(correlation_px: ArrayLike, patch_px: int, pixels: int | None = None) -> float:
     """Variance of the share of wrong pixels of a patch, over that of as many independent pixels (Kish 1965).
 
-    The sum runs over all pairs of pixels. Patches whose rates differ for other reasons (another scene, another class)
-    have more.
+    The sum runs over all pairs of pixels. The 1/e length alone understates it several times for errors that are ragged
+    (the correlation falls fast at first and then slowly) or long-ranged: give the measured curve. Patches whose rates
+    differ for other reasons (another scene, another class) have more: that comes on top.
 
     Args:
         correlation_px: 1/e length of the correlation of the error indicator, which is then taken as exp(-d / length);
-            0 for independent pixels. Or the correlation as measured at distances 0, 1, 2, ... px, shape (L,), 0
-            beyond: better where it falls fast at first and then slowly, as at ragged boundaries.
+            0 for independent pixels. Or, better, the correlation as measured at distances 0, 1, 2, ... px, shape
+            (L,), in [-1, 1], taken for 0 beyond: `Findings.correlogram`.
         patch_px: Side of the patch, m.
         pixels: Pixels checked at random in the patch; all m * m if None.
 
     Returns:
-        1 + (pixels - 1) * the mean correlation of two different pixels of a patch.
+        1 + (pixels - 1) * the mean correlation of two different pixels of a patch; at least 0.1, for a measured curve
+        that is negative is mostly chance.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
-    if patch_px < 1 or (np.ndim(correlation_px) == 0 and np.min(correlation_px) < 0):
-        raise ValueError(f"need correlation_px >= 0 and patch_px >= 1, got {correlation_px} and {patch_px}")
+    correlation_px = _checked(correlation_px)
+    if patch_px < 1:
+        raise ValueError(f"patch_px is a number of pixels >= 1, got {patch_px}")
     pixels = patch_px**2 if pixels is None else pixels
     if patch_px == 1:
         return 1.0
@@ -167,21 +189,34 @@ def design_effect(correlation_px: ArrayLike, patch_px: int, pixels: int | None =
     pairs = np.outer(patch_px - abs(lag), patch_px - abs(lag))  # how many pairs of pixels have this offset
     pairs[patch_px - 1, patch_px - 1] = 0
     correlation = _correlation(correlation_px, np.hypot(lag[:, None], lag))
-    return float(1 + (pixels - 1) * (pairs * correlation).sum() / pairs.sum())
+    return max(float(1 + (pixels - 1) * (pairs * correlation).sum() / pairs.sum()), LEAST_EFFECT)
 
 
-def _correlation(correlation_px: ArrayLike, distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    measured = np.asarray(correlation_px, dtype=np.float64)
+def _checked(correlation_px: ArrayLike) -> NDArray[np.float64]:
+    """A 1/e length or a measured curve, as an array of no or one dimension."""
+    found = np.asarray(correlation_px, dtype=np.float64)
+    if found.ndim == 0 and not 0 <= found < np.inf:
+        raise ValueError(f"correlation_px is a length >= 0 or the correlation at 0, 1, 2, ... px, got {found}")
+    if found.ndim and (found.ndim > 1 or not found.size or not (np.abs(found) <= 1 + 1e-6).all()):
+        raise ValueError(
+            f"correlation_px holds correlations in [-1, 1] at 0, 1, 2, ... px, got shape {found.shape} with values "
+            f"{found.min(initial=np.inf):.3g}..{found.max(initial=-np.inf):.3g}; without wrong pixels there is none"
+        )
+    return found
+
+
+def _correlation(measured: NDArray[np.float64], distance: NDArray[np.float64]) -> NDArray[np.float64]:
     if measured.ndim:
         return np.interp(distance, np.arange(len(measured)), measured, right=0.0)
-    return np.exp(-distance / measured) if measured > 0 else (distance == 0).astype(np.float64)
+    return np.exp(-distance / measured) if measured > 1e-3 else (distance == 0).astype(np.float64)
 
 
-def _spacing(correlation_px: ArrayLike) -> float:
-    """Distance from which the correlation stays at or below 0.05."""
-    if np.ndim(correlation_px) == 0:
-        return float(np.log(20) * np.asarray(correlation_px))
-    return float(np.flatnonzero(np.asarray(correlation_px) > 0.05).max(initial=-1) + 1)
+def _spacing(correlation: NDArray[np.float64]) -> float:
+    """Distance from which the correlation stays at or below 0.05; inf where a measured curve ends above."""
+    if not correlation.ndim:
+        return float(np.log(20) * correlation)
+    after = np.flatnonzero(correlation > 0.05).max(initial=-1) + 1
+    return float(after) if after < len(correlation) else np.inf
 
 
 def _check(**values: tuple[float, float]) -> None:

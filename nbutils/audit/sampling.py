@@ -287,7 +287,8 @@ def draw(
         allocation: ``proportional`` to the strata's sizes (all pixels alike), ``equal`` (for the rare classes'
             sake), or ``neyman`` (least variance of the noise rate, given guessed error rates). Every stratum gets at
             least two pixels, as many as a variance needs.
-        error_rates: Guessed noise rate of every stratum 0..L-1, for ``neyman``.
+        error_rates: Guessed noise rate of every stratum 0..L-1, for ``neyman``; more than the highest id of the masks
+            asks for, as of all classes of a legend, and nan of strata without pixels do no harm.
 
     Raises:
         ValueError: `n` is too small for two pixels per stratum or exceeds the pixels there are, or the rates do not
@@ -297,7 +298,8 @@ def draw(
     counts = np.stack([np.bincount(image.ravel(), minlength=256)[:VOID] for image in images])  # (N, 255)
     counts = counts[:, : int(np.flatnonzero(counts.any(axis=0)).max(initial=-1)) + 1]
     sizes = counts.sum(axis=0)
-    numbers = allocate(sizes, n, allocation, error_rates)
+    rates = None if error_rates is None else np.asarray(error_rates, dtype=np.float64)[: len(sizes)]
+    numbers = allocate(sizes, n, allocation, rates)
     positions, strata = [], []
     for stratum, number in enumerate(numbers):
         ranks = np.sort(rng.choice(sizes[stratum], number, replace=False, shuffle=False)) if number else []
@@ -353,8 +355,9 @@ def _weights(sizes: NDArray, allocation: Allocation, error_rates: ArrayLike | No
     if allocation != "neyman":
         raise ValueError(f"unknown allocation {allocation!r}; known: proportional, equal, neyman")
     rates = np.asarray(np.nan if error_rates is None else error_rates, dtype=float)
-    if rates.shape != sizes.shape or not ((rates >= 0) & (rates <= 1)).all():
+    if rates.shape != sizes.shape or not ((rates >= 0) & (rates <= 1) | (sizes == 0)).all():
         raise ValueError(f"neyman needs error_rates in [0, 1] of all {len(sizes)} strata, got {error_rates}")
+    rates = np.where(sizes > 0, rates, 0)
     return sizes * np.sqrt(rates * (1 - rates))
 
 

@@ -168,39 +168,64 @@ def displacement(pairs: list[tuple[Mask, Mask]]) -> tuple[NDArray[np.float64], t
     """Displacement of noisy masks against exact ones, of one image: sub-pixel, in whole pixels, and its weight.
 
     The share of agreeing pixels over displacements is symmetric about the true one, whatever else is wrong alike
-    everywhere. Its greatest value is sought on every third pixel, up to 15 away, then around. Smoothed, so that its
-    tip becomes a dome, the paraboloid through the dome's top tells the fraction of a pixel. Where the maps have no
-    boundaries, or a displacement explains no more errors than chance would (three standard errors of as many lone
-    pixels), nothing tells.
+    everywhere. What the same pixels gain by a displacement (others may agree more for no reason but that an omitted
+    object at the rim is left out) is looked at on every third pixel, up to 15 away and a quarter of the side at most;
+    around the greatest gain, the greatest share is sought. Smoothed, so that its tip becomes a dome, the paraboloid
+    through the dome's top tells the fraction of a pixel. Where the maps have no boundaries, or a displacement explains no more
+    errors than chance would (three standard errors of as many lone pixels), nothing tells. Errors come in objects,
+    though: where some are omitted, a displacement may lay one that is left on one that is not. A displacement that
+    makes fewer boundaries coincide than none does is chance, however much it gains; the best within 2 px is told then.
     """
     nothing = np.full(2, np.nan), (0, 0), 0
     edges = [sum(int(np.count_nonzero(boundaries(mask))) for mask in masks) for masks in zip(*pairs, strict=True)]
     reach = min(REACH_PX, (min(min(exact.shape) for _, exact in pairs) - 1) // 4)
-    reach -= reach % STRIDE_PX
     if not all(edges) or reach < STRIDE_PX:
         return nothing
-    grid = range(-reach, reach + 1, STRIDE_PX)
-    coarse = _agreement(pairs, grid, grid)
-    middle = coarse[:, len(grid) // 2, len(grid) // 2]
-    best = np.unravel_index(_share(coarse).argmax(), coarse.shape[1:])
-    top = STRIDE_PX * np.array(best) - reach if _share(coarse)[best] > _share(middle) else np.zeros(2, int)
-    fine = _agreement(pairs, *(range(t - AROUND_PX, t + AROUND_PX + 1) for t in top.tolist()))
-    dome = ndimage.gaussian_filter(_share(fine), 1.0, mode="nearest")
-    peak = np.array(np.unravel_index(dome[1:-1, 1:-1].argmax(), (2 * AROUND_PX - 1,) * 2)) + 1
-    shift = top + peak - AROUND_PX + _summit(dome[peak[0] - 1 : peak[0] + 2, peak[1] - 1 : peak[1] + 2])
+    grid = range(-(reach // STRIDE_PX) * STRIDE_PX, reach + 1, STRIDE_PX)
+    gain = _gain(_agreement(pairs, grid, grid))
+    best = np.array(np.unravel_index(gain.argmax(), gain.shape))
+    top = STRIDE_PX * best + grid[0] if gain.max() > 0 else np.zeros(2, int)
+    shift, step, told = _around(pairs, top, reach)
+    if _coinciding(pairs, step) < _coinciding(pairs, (0, 0)):
+        shift, step, told = _around(pairs, np.zeros(2, int), STRIDE_PX - 1)
+        if _coinciding(pairs, step) < _coinciding(pairs, (0, 0)):
+            step, told = (0, 0), bool(np.abs(shift).max() <= 1)
+    return (shift, step, edges[1]) if told else nothing
+
+
+def _around(
+    pairs: list[tuple[Mask, Mask]], top: NDArray[np.int64], reach: int
+) -> tuple[NDArray[np.float64], tuple[int, int], bool]:
+    """Best displacement around `top`: sub-pixel, in whole pixels that chance would not do, whether it tells."""
+    first, last = np.maximum(top - AROUND_PX, -reach), np.minimum(top + AROUND_PX, reach)
+    fine = _agreement(pairs, *(range(*pair) for pair in zip(first, last + 1, strict=True)))
+    share = fine[0] / np.maximum(fine[2], 1)
+    dome = ndimage.gaussian_filter(share, 1.0, mode="nearest")
+    inner = dome[1:-1, 1:-1]
+    peak = np.array(np.unravel_index(inner.argmax(), inner.shape)) + 1
+    shift = first + peak + _summit(dome[peak[0] - 1 : peak[0] + 2, peak[1] - 1 : peak[1] + 2])
     step = np.round(shift).astype(int)
     if not step.any():
-        return shift, (0, 0), edges[1]
-    at = fine[:, *np.clip(step - top + AROUND_PX, 0, 2 * AROUND_PX)]
-    gain = (_share(at) - _share(middle)) * middle[1]
-    if gain <= 3 * np.sqrt(middle[1] * (2 - _share(at) - _share(middle))):
-        return (shift, (0, 0), edges[1]) if np.abs(shift).max() <= 1 else nothing
-    return shift, (int(step[0]), int(step[1])), edges[1]
+        return shift, (0, 0), True
+    after, before, n = fine[:, *step - first]
+    if after - before <= 3 * np.sqrt(2 * n - after - before):
+        return shift, (0, 0), bool(np.abs(shift).max() <= 1)
+    return shift, (int(step[0]), int(step[1])), True
 
 
-def _share(agreement: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Agreeing pixels among valid ones; 0 without any."""
-    return agreement[0] / np.maximum(agreement[1], 1)
+def _coinciding(pairs: list[tuple[Mask, Mask]], step: tuple[int, int]) -> int:
+    """Pixels of one class that lie at a boundary of both maps, the noisy ones displaced by whole pixels."""
+    found = 0
+    for noisy, exact in pairs:
+        (one, other), (left, right) = (_overlap(*pair) for pair in zip(exact.shape, step, strict=True))
+        here, there = boundaries(exact)[one, left], boundaries(noisy)[other, right]
+        found += np.count_nonzero(here & there & (exact[one, left] == noisy[other, right]))
+    return found
+
+
+def _gain(agreement: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share of the valid pixels that agree more than without the displacement; 0 without any."""
+    return (agreement[0] - agreement[1]) / np.maximum(agreement[2], 1)
 
 
 def _summit(around: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -216,20 +241,26 @@ def _summit(around: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _agreement(pairs: list[tuple[Mask, Mask]], downs: range, rights: range) -> NDArray[np.int64]:
-    """Agreeing and valid pixels of (noisy, exact) where the noisy masks are displaced, (2, downs, rights)."""
-    found = np.zeros((2, len(downs), len(rights)), dtype=np.int64)
+    """Compare (noisy, exact) where the noisy masks are displaced, (3, downs, rights).
+
+    Agreeing pixels, those of the same that agree without displacement, and all that are valid either way.
+    """
+    found = np.zeros((3, len(downs), len(rights)), dtype=np.int64)
     for noisy, exact in pairs:
         here, there = exact != VOID, noisy != VOID
         full = bool(here.all() and there.all())
-        exact = np.where(here, exact, np.uint8(VOID - 1))  # void agrees with nothing
+        known = here & there
+        same = known & (noisy == exact)
+        exact = np.where(known, exact, np.uint8(VOID - 1))  # void agrees with nothing
         for i, down in enumerate(downs):
             rows = _overlap(exact.shape[0], down)
             for j, right in enumerate(rights):
                 columns = _overlap(exact.shape[1], right)
                 one, other = (rows[0], columns[0]), (rows[1], columns[1])
                 agree = exact[one] == noisy[other]
-                n = agree.size if full else np.count_nonzero(here[one] & there[other])
-                found[:, i, j] += [np.count_nonzero(agree), n]
+                before = same[one] if full else same[one] & there[other]
+                n = agree.size if full else np.count_nonzero(known[one] & there[other])
+                found[:, i, j] += [np.count_nonzero(agree), np.count_nonzero(before), n]
     return found
 
 

@@ -39,8 +39,16 @@ class Suspicion:
         """Patches with valid pixels, the most suspicious first."""
         return np.argsort(self.score, kind="stable")[: np.count_nonzero(~np.isnan(self.score))]
 
+    @property
+    def suspected_share(self) -> float:
+        """Share of the valid pixels whose label is suspected; nan without valid pixels."""
+        valid = int(np.count_nonzero(~np.isnan(self.quality)))
+        return float(self.suspected.sum() / valid) if valid else float("nan")
+
     def pixels(self, n: int) -> NDArray[np.intp]:
         """Return patch, row and column of the `n` most suspicious valid pixels (or all), shape (n, 3)."""
+        if n < 0:
+            raise ValueError(f"n is a number of pixels >= 0, got {n}")
         flat = self.quality.ravel()
         n = min(n, int(np.count_nonzero(~np.isnan(flat))))
         worst = np.argpartition(flat, n - 1)[:n] if n else np.empty(0, np.intp)  # nan sorts last
@@ -63,14 +71,18 @@ def rank(probabilities: NDArray[np.floating], noisy: Mask, *, temperature: float
     Args:
         probabilities: Out-of-fold class probabilities, (N, K, H, W); from `folds.out_of_fold`.
         noisy: Class ids 0..K-1 and 255 = void, (N, H, W) uint8.
-        temperature: Of the soft minimum: towards 0 the worst pixel of a patch decides, with larger ones their mean.
+        temperature: Of the soft minimum, above 0: towards 0 the worst pixel of a patch decides, with larger ones their
+            mean.
 
     Raises:
-        ValueError: shapes do not fit, an id is no class, or probabilities do not sum to 1.
+        ValueError: shapes do not fit, an id is no class, probabilities are negative or do not sum to 1, or
+            `temperature` is not above 0.
     """
     from cleanlab.experimental.label_issues_batched import LabelInspector  # here: its import takes a while
     from cleanlab.segmentation.rank import get_label_quality_scores
 
+    if not 0 < temperature < np.inf:
+        raise ValueError(f"temperature is above 0, got {temperature}")
     n, k, *square = probabilities.shape
     if noisy.shape != (n, *square):
         raise ValueError(f"probabilities {probabilities.shape} are of masks {(n, *square)}, got {noisy.shape}")
@@ -102,6 +114,8 @@ def _valid(probabilities: NDArray, noisy: Mask, patch: int) -> tuple[NDArray[np.
     labels, chances = noisy[valid].astype(np.int64), probabilities[:, valid].T.astype(np.float64)
     if labels.max() >= chances.shape[1]:
         raise ValueError(f"patch {patch} holds class {labels.max()}; probabilities are of 0..{chances.shape[1] - 1}")
+    if (chances < 0).any():
+        raise ValueError(f"patch {patch}: probabilities are at least {chances.min():.3g}, not in [0, 1]; use softmax")
     total = chances.sum(axis=1, keepdims=True)
     if not (abs(total - 1) < 0.02).all():  # half precision is good to 0.001 per class
         raise ValueError(
@@ -163,17 +177,19 @@ def label_shift(
     shadows lie to one side and buildings that lean in the image displace edges too.
 
     Args:
-        images: (N, B, H, W), or a list of (B, H, W) of any sizes above 4 * max_px.
+        images: (N, B, H, W), or a list of (B, H, W) of any sizes above 4 * max_px; finite, at void too.
         masks: Class ids, 255 = void, (N, H, W) or a list of (H, W); uint8.
-        max_px: Largest displacement looked for, either way.
+        max_px: Largest displacement looked for, either way; at least 1.
         rng: Draws patches with replacement for the limits.
         n_draws: How often.
 
     Raises:
-        ValueError: shapes do not fit or an image is too small.
+        ValueError: shapes do not fit, an image is too small or not finite, or `max_px` is below 1.
     """
     if len(images) != len(masks):
         raise ValueError(f"{len(images)} images but {len(masks)} masks")
+    if max_px < 1:
+        raise ValueError(f"max_px is at least 1, got {max_px}")
     found = [_surfaces(image, mask, max_px, i) for i, (image, mask) in enumerate(zip(images, masks, strict=True))]
     found = [(surfaces, weight) for surfaces, weight in found if weight > 0]
     if not found:
@@ -209,6 +225,8 @@ def _surfaces(image: NDArray, mask: Mask, reach: int, number: int) -> tuple[NDAr
         raise ValueError(f"image {number}: expected (B, {mask.shape[0]}, {mask.shape[1]}), got {image.shape}")
     if min(mask.shape) <= 4 * reach:
         raise ValueError(f"image {number}: {mask.shape} is too small for shifts up to {reach} px; use larger patches")
+    if unknown := int(np.count_nonzero(~np.isfinite(image))):
+        raise ValueError(f"image {number}: {unknown} values are not finite; fill them and make their mask void")
     valid = ~ndimage.binary_dilation(mask == VOID, iterations=2)
     edges = _edges(image)
     known = edges[valid]

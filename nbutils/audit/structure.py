@@ -171,10 +171,11 @@ def displacement(pairs: list[tuple[Mask, Mask]]) -> tuple[NDArray[np.float64], t
     everywhere. What the same pixels gain by a displacement (others may agree more for no reason but that an omitted
     object at the rim is left out) is looked at on every third pixel, up to 15 away and a quarter of the side at most;
     around the greatest gain, the greatest share is sought. Smoothed, so that its tip becomes a dome, the paraboloid
-    through the dome's top tells the fraction of a pixel. Where the maps have no boundaries, or a displacement explains no more
-    errors than chance would (three standard errors of as many lone pixels), nothing tells. Errors come in objects,
-    though: where some are omitted, a displacement may lay one that is left on one that is not. A displacement that
-    makes fewer boundaries coincide than none does is chance, however much it gains; the best within 2 px is told then.
+    through the dome's top tells the fraction of a pixel. Where the maps have no boundaries, or a displacement explains
+    no more errors than chance would (three standard errors of as many lone pixels), nothing tells. Errors come in
+    objects, though: where some are omitted, a displacement may lay one that is left on one that is not. A displacement
+    that makes fewer boundaries coincide than none does is chance, however much it gains; the best within 2 px is told
+    then.
     """
     nothing = np.full(2, np.nan), (0, 0), 0
     edges = [sum(int(np.count_nonzero(boundaries(mask))) for mask in masks) for masks in zip(*pairs, strict=True)]

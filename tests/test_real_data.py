@@ -61,5 +61,5 @@ def test_map_like_noise_is_a_plausible_map(dubai, masks):
         pairs.append((noisy, exact))
     noisy, exact = zip(*pairs, strict=True)
     found = audit.compare(noisy, exact, len(dubai.exact_legend))
-    assert 0.20 < found.rate < 0.30
+    assert 0.15 < found.rate < 0.30
     assert audit.boundary_profile(noisy, exact).contrast > 1.5, "errors gather at boundaries"

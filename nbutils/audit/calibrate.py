@@ -12,11 +12,8 @@ The exact mask may be in a richer legend than the map: a car park that is *other
 the map's legend is mistaken for a road far more often than a lawn is.
 """
 
-import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,9 +22,7 @@ from scipy import optimize, special
 
 from nbutils.audit.findings import pool, statistics_of, with_intervals
 from nbutils.audit.ground import (
-    BANDS_PX,
     LAGS_PX,
-    SIZES_PX,
     Audited,
     Ground,
     Mask,
@@ -104,55 +99,6 @@ class Calibrated:
         if isinstance(exact, np.ndarray):
             return np.array(noisy, np.uint8).reshape(exact.shape), np.array(changed, bool).reshape(exact.shape)
         return noisy, changed
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, under a temporary name first."""
-        path = Path(path)
-        content = {name: getattr(self, name).tolist() for name in self.__dataclass_fields__}
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        scratch.write_text(json.dumps(content) + "\n")
-        scratch.replace(path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Calibrated":
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: The file is not what `save` writes.
-        """
-        try:
-            content = json.loads(Path(path).read_text())
-            made = cls(**{name: np.array(value) for name, value in content.items()})
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no calibration ({error}); write it with Calibrated.save") from None
-        if fault := made._fault():
-            raise ValueError(f"{path} is no calibration: {fault}; write it with Calibrated.save")
-        return made
-
-    def _fault(self) -> str:
-        """What is wrong with shapes or values; empty if nothing is."""
-        if self.table.ndim != 5 or self.to_noisy.ndim != 1 or self.shifts_px.ndim != 2 or not len(self.shifts_px):
-            return "table, to_noisy or shifts_px have not the dimensions expected"
-        k, c = len(self.to_noisy), self.table.shape[-1]
-        shapes = {
-            "table": (2, k, c + 1, len(BANDS_PX), c),
-            "offset": (2, k, len(BANDS_PX)),
-            "omission": (c, len(SIZES_PX)),
-            "areas": (c, len(SIZES_PX)),
-            "shares": (len(LENGTHS_PX),),
-            "shifts_px": (len(self.shifts_px), 2),
-        }
-        for name, shape in shapes.items():
-            values = getattr(self, name)
-            if values.shape != shape or not np.isfinite(values.astype(float)).all():
-                return f"{name} is {values.shape}, expected finite numbers {shape}"
-            if name not in ("offset", "shifts_px") and not ((values >= 0) & (values <= 1)).all():
-                return f"{name} holds what is no share"
-        if not all(np.issubdtype(a.dtype, np.integer) for a in (self.to_noisy, self.shifts_px)):
-            return "to_noisy and shifts_px are whole numbers"
-        if not (((self.to_noisy >= 0) & (self.to_noisy < c)) | (self.to_noisy == VOID)).all():
-            return f"to_noisy holds what is neither a class 0..{c - 1} nor void"
-        return ""
 
     def _draw_shifts(self, groups: list, rng: np.random.Generator) -> dict:
         """Each audited shift in turn, in random order: their spread is that of the audit."""
@@ -321,7 +267,7 @@ def goodness(
     drawn = []
     for _ in range(n_draws):
         made = [np.where(a == VOID, VOID, m) for a, m in zip(noisy, simulate(rng), strict=True)]
-        drawn.append(statistics_of(made, exact, legend_or_n).table()["value"].to_numpy())
+        drawn.append(pool(statistics_of(made, exact, legend_or_n), groups).table()["value"].to_numpy())
     simulated = np.mean(drawn, axis=0)
     known = audited["low"].notna() & np.isfinite(simulated)
     inside = (simulated >= audited["low"]) & (simulated <= audited["high"])

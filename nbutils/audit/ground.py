@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage import measure
 
 from nbutils.audit import structure
 from nbutils.distance import boundary_distance, near
 from nbutils.legend import VOID
+from nbutils.noise.objects import Objects
 
 Mask = NDArray[np.uint8]
 BANDS_PX = np.array([1, 2, 3, 4, 6, 9, 14])  # distance to the nearest boundary, each up to the next
@@ -90,10 +90,8 @@ def count_areas(masks: list[Mask], n_classes: int) -> NDArray[np.float64]:
 
 def areas_of(mask: Mask) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
     """4-connected areas of one class: number at every pixel (0: void), and size and class of each."""
-    objects, n = measure.label(mask, background=VOID, connectivity=1, return_num=True)
-    class_of = np.zeros(n + 1, np.intp)
-    class_of[objects[objects > 0]] = mask[objects > 0]
-    return objects, np.bincount(objects.ravel(), minlength=n + 1), class_of
+    objects = Objects.of(mask)
+    return objects.ids, objects.sizes, np.where(objects.class_of == VOID, 0, objects.class_of).astype(np.intp)
 
 
 def lost_objects(noisy: Mask, ground: Ground) -> NDArray[np.bool_]:

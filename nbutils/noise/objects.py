@@ -59,15 +59,21 @@ class Objects:
         ids = measure.label(kinds, background=none, connectivity=1) if mask.size else np.zeros(mask.shape, np.intp)
         return cls(mask, ids, np.bincount(ids.ravel(), minlength=1))
 
+    @property
+    def class_of(self) -> Mask:
+        """Class by object id; void for id 0."""
+        found = np.full(len(self.sizes), VOID, dtype=np.uint8)
+        found[self.ids] = self.mask
+        found[0] = VOID
+        return found
+
     def some(self, which: Which) -> NDArray[np.intp]:
         """Ids of the objects an operator may touch."""
         fits = (self.sizes <= which.max_share * self.mask.size) & (self.sizes >= which.size_px[0])
         fits &= self.sizes <= which.size_px[1]
         fits[0] = False
         if which.classes is not None:
-            class_of = np.full(len(fits), VOID, dtype=np.uint8)
-            class_of[self.ids] = self.mask
-            fits &= np.isin(class_of, which.classes)
+            fits &= np.isin(self.class_of, which.classes)
         return np.flatnonzero(fits)
 
     def shapes(self, chosen: NDArray[np.intp]) -> list[tuple[Shape, tuple[int, int], int]]:

@@ -396,7 +396,8 @@ def _one_thread() -> Iterator[None]:
 def _code() -> str:
     """Digest of what computes a result from its patches; how those were cut is in their own fingerprint."""
     reading = (PatchSet.take, PatchSet.split, PatchSet.budget, PatchSet.exact_as_noisy, patches._spread)
-    return patches.code_digest(networks, objectives, training, *reading, _train, _evaluate)[:16]
+    parts = (objectives.masks, objectives.objective, objectives.selfsupervised, objectives.views)
+    return patches.code_digest(networks, training, *parts, *reading, _train, _evaluate)[:16]
 
 
 def _precision(asked: str) -> str:

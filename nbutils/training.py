@@ -61,7 +61,7 @@ class Plan:
             raise ValueError(f"need steps >= 1 and batch_size >= 2 (BatchNorm), got {self.steps} and {self.batch_size}")
 
 
-def fit(objective: nn.Module, patches: PatchSet, target: str, plan: Plan) -> list[dict[str, float]]:
+def fit(objective: objectives.Objective, patches: PatchSet, target: str, plan: Plan) -> list[dict[str, float]]:
     """Train an objective in place.
 
     Args:
@@ -87,7 +87,8 @@ def fit(objective: nn.Module, patches: PatchSet, target: str, plan: Plan) -> lis
         torch.manual_seed(plan.seed)  # dropout and the contrastive queue draw from the global generator
         module.train()
         for step, (images, masks) in enumerate(batches(patches, target, plan, fabric.device), start=1):
-            loss = module(images, masks)
+            objective.done = (step - 1) / plan.steps
+            loss = module(torch.stack([images, images]) if objective.paired else images, masks)
             fabric.backward(loss)
             optimizer.step()
             optimizer.zero_grad()

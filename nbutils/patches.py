@@ -51,6 +51,8 @@ class PatchSet:
         noisy_legend, exact_legend: Legends of the two masks.
         licence: Licence of the data.
         crosswalk: Noisy class of every exact class (None = void) where the card gives its own mapping, else None.
+        places: (N,) number of the ground that a patch shows: patches of one number show it on different dates, with the
+            same masks. None where every patch is a place of its own.
     """
 
     name: str
@@ -68,6 +70,7 @@ class PatchSet:
     exact_legend: Legend
     licence: str
     crosswalk: dict[str, str | None] | None = None
+    places: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -95,6 +98,7 @@ class PatchSet:
             masks={name: mask[index] for name, mask in self.masks.items()},
             scenes=self.scenes[index],
             member={name: member[index] for name, member in self.member.items()},
+            places=None if self.places is None else self.places[index],
         )
 
     def split(self, name: str) -> "PatchSet":

@@ -7,10 +7,7 @@ marker in every figure, so it can be followed from one to the next, also in grey
 """
 
 import math
-import os
-import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,8 +16,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
-from nbutils import ROOT, house, statistics
-from nbutils.house import ARMS, BANDS, OTHERS, STYLE, VERDICTS, WIDE, apply_style, label_of, rgb
+from nbutils import house, statistics
+from nbutils.house import (
+    ARMS,
+    BANDS,
+    OTHERS,
+    STYLE,
+    VERDICTS,
+    WIDE,
+    apply_style,
+    label_of,
+    rgb,
+    save,
+    save_table,
+)
 from nbutils.legend import Legend
 
 __all__ = [
@@ -49,9 +58,6 @@ __all__ = [
     "save_table",
     "show_masks",
 ]
-
-SAVED_DPI = 200
-
 
 # Masks and images
 
@@ -360,15 +366,27 @@ def boundary_profile(profiles: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Fig
 
 @house.styled
 def learning_curves(
-    table: pd.DataFrame, *, ylabel: str = "Mean IoU (%)", xlabel: str = "Training step", percent: bool = True
+    table: pd.DataFrame,
+    *,
+    ylabel: str = "Mean IoU (%)",
+    xlabel: str = "Training step",
+    percent: bool = True,
+    marks: pd.DataFrame | None = None,
 ) -> Figure:
     """A value against the training step, one line per series.
 
-    `table` has columns step, series, value; low and high, where there are, are drawn as a band. `percent`: values
-    are fractions, to be drawn in percent; `ylabel` and `xlabel` name value and step with their units.
+    `table` has columns step, series, value; low and high, where there are, are drawn as a band; panel, where there is,
+    names the panel of a row. `percent`: values are fractions, to be drawn in percent; `ylabel` and `xlabel` name value
+    and step with their units. `marks` has columns step and label (and panel): upright lines.
     """
     house.need(table, ["step", "series", "value"], "learning_curves")
-    return house.curves(table, "step", xlabel, ylabel, percent=percent, markers=False)
+    fig = house.curves(table, "step", xlabel, ylabel, percent=percent, markers=False)
+    for i, row in enumerate([] if marks is None else marks.to_dict("records")):
+        (ax,) = [ax for ax in fig.axes if ax.get_title() == row.get("panel", "")]
+        ax.axvline(row["step"], color="#555555", linewidth=0.8, linestyle=":")
+        at = (row["step"], 0.02 + 0.09 * (i % 3))  # in three rows, for marks that stand close together
+        ax.annotate(row["label"], at, (2, 0), ("data", "axes fraction"), "offset points", fontsize=6.5)
+    return fig
 
 
 @house.styled
@@ -396,53 +414,3 @@ def layer_profile(
         ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     ax.set_xticks(range(len(order)), order)
     return fig
-
-
-# Files
-
-
-def save(fig: Figure, name: str, folder: str | Path | None, table: pd.DataFrame | None = None) -> Path | None:
-    """Write a figure as PNG and the numbers behind it as CSV beside it; the same input gives the same bytes.
-
-    `name` is the number of the notebook and what it shows, "02_confusion" (else ValueError). `folder` is created if
-    need be and taken relative to the root of the repository; with "" or None nothing is written. Returns the path
-    of the PNG, or None.
-    """
-    if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
-        raise ValueError(f"figure name {name!r}: two digits, underscore, lower-case words, like '02_confusion'")
-    if not folder:
-        return None
-    path = _folder(folder) / f"{name}.png"
-    with plt.rc_context(STYLE):
-        _write(path, lambda new: fig.savefig(new, format="png", dpi=SAVED_DPI, metadata={"Software": None}))
-    if table is not None:
-        save_table(table, name, folder)
-    return path
-
-
-def save_table(table: pd.DataFrame, name: str, folder: str | Path | None) -> Path | None:
-    """Write `<folder>/<name>.csv` with six significant digits; folder and result as in `save`."""
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(f"table name {name!r}: lower-case letters, digits and underscores, without '.csv'")
-    if not folder:
-        return None
-    index = not isinstance(table.index, pd.RangeIndex)
-    path = _folder(folder) / f"{name}.csv"
-    _write(path, lambda new: table.to_csv(new, index=index, float_format="%.6g", lineterminator="\n"))
-    return path
-
-
-def _folder(folder: str | Path) -> Path:
-    path = ROOT / Path(folder).expanduser()  # an absolute path stays what it is
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary name, then rename: a file is whole or absent."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(new)
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)

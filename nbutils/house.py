@@ -5,8 +5,11 @@ pictures. Parts draw on the axes they are given; only those that return a Figure
 """
 
 import math
+import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
+from pathlib import Path
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -19,8 +22,10 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 
+from nbutils import ROOT
 from nbutils.legend import VOID, Legend
 
+SAVED_DPI = 200
 WIDE = 7.2  # inches: two columns of a journal
 
 STYLE = {
@@ -39,8 +44,8 @@ ARMS = {  # arm: (label, colour, marker); colours after Okabe and Ito, told apar
     "random": ("random", "#8c8c8c", "o"),
     "moco": ("MoCo", "#56b4e9", "s"),
     "dino": ("DINO", "#0072b2", "D"),
+    "vicreg": ("VICReg", "#cc79a7", "v"),
     "noisy": ("noisy map", "#d55e00", "^"),
-    "noisy+remedy": ("noisy map + remedy", "#cc79a7", "v"),
     "exact": ("exact map", "#009e73", "*"),
 }
 DECODERS = {"unet": "U-Net", "deeplabv3plus": "DeepLabV3+", "fpn": "FPN"}
@@ -131,6 +136,8 @@ def in_percent(values: ArrayLike, where: str) -> NDArray[np.float64]:
 
 def label_of(name: object) -> str:
     """Name of an arm or a decoder as figures write it; other names stay as they are."""
+    if str(name).startswith("noisy+"):
+        return f"{ARMS['noisy'][0]} + {str(name).partition('+')[2]}"
     return ARMS[name][0] if name in ARMS else DECODERS.get(name, str(name))
 
 
@@ -278,15 +285,76 @@ def grid_of_panels(table: pd.DataFrame, height: float) -> tuple[Figure, list]:
 
 
 def curves(table: pd.DataFrame, x: str, xlabel: str, ylabel: str, *, percent: bool, markers: bool) -> Figure:
-    """Draw a line per series of a table (columns `x`, series, value); low and high, if there, as a band."""
-    fig, ax = plt.subplots(figsize=(WIDE * 0.72, 2.6))
-    for name, style in styles_of(table["series"]).items():
-        rows = table[table["series"] == name].sort_values(x)
-        scaled = {c: in_percent(rows[c], ylabel) if percent else rows[c] for c in rows if c in ("value", "low", "high")}
-        ax.plot(rows[x], scaled["value"], **(style if markers else style | {"marker": ""}))
-        if {"low", "high"} <= set(scaled):
-            ax.fill_between(rows[x], scaled["low"], scaled["high"], color=style["color"], alpha=0.18, linewidth=0)
-    ax.set(xlabel=xlabel, ylabel=fill(ylabel, 36))
-    ax.grid(axis="y")
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    """Draw a line per series of a table (columns `x`, series, value), panels side by side where it has a column panel.
+
+    Columns low and high, if there, are drawn as a band.
+    """
+    panels = list(dict.fromkeys(table["panel"])) if "panel" in table else [""]
+    width = WIDE * (0.72 if len(panels) == 1 else 1)
+    fig, axes = plt.subplots(1, len(panels), figsize=(width, 2.6), sharey=True, squeeze=False)
+    styles = styles_of(table["series"])
+    for ax, panel in zip(axes[0], panels, strict=True):
+        for name, style in styles.items():
+            own = table["series"] == name
+            rows = table[own & (table["panel"] == panel) if panel else own].sort_values(x)
+            scaled = {
+                c: in_percent(rows[c], ylabel) if percent else rows[c] for c in rows if c in ("value", "low", "high")
+            }
+            ax.plot(rows[x], scaled["value"], **(style if markers else style | {"marker": ""}))
+            if {"low", "high"} <= set(scaled):
+                ax.fill_between(rows[x], scaled["low"], scaled["high"], color=style["color"], alpha=0.18, linewidth=0)
+        ax.set(xlabel=xlabel, title=panel)
+        ax.grid(axis="y")
+    axes[0, 0].set_ylabel(fill(ylabel, 36))
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return fig
+
+
+# Files
+
+
+def save(fig: Figure, name: str, folder: str | Path | None, table: pd.DataFrame | None = None) -> Path | None:
+    """Write a figure as PNG and the numbers behind it as CSV beside it; the same input gives the same bytes.
+
+    `name` is the number of the notebook and what it shows, "02_confusion" (else ValueError). `folder` is created if
+    need be and taken relative to the root of the repository; with "" or None nothing is written. Returns the path
+    of the PNG, or None.
+    """
+    if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
+        raise ValueError(f"figure name {name!r}: two digits, underscore, lower-case words, like '02_confusion'")
+    if not folder:
+        return None
+    path = _folder(folder) / f"{name}.png"
+    with plt.rc_context(STYLE):
+        _write(path, lambda new: fig.savefig(new, format="png", dpi=SAVED_DPI, metadata={"Software": None}))
+    if table is not None:
+        save_table(table, name, folder)
+    return path
+
+
+def save_table(table: pd.DataFrame, name: str, folder: str | Path | None) -> Path | None:
+    """Write `<folder>/<name>.csv` with six significant digits; folder and result as in `save`."""
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise ValueError(f"table name {name!r}: lower-case letters, digits and underscores, without '.csv'")
+    if not folder:
+        return None
+    index = not isinstance(table.index, pd.RangeIndex)
+    path = _folder(folder) / f"{name}.csv"
+    _write(path, lambda new: table.to_csv(new, index=index, float_format="%.6g", lineterminator="\n"))
+    return path
+
+
+def _folder(folder: str | Path) -> Path:
+    path = ROOT / Path(folder).expanduser()  # an absolute path stays what it is
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write to a temporary name, then rename: a file is whole or absent."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(new)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)

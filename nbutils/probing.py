@@ -4,6 +4,8 @@ Layers are the encoder's stages by name. Features are read at the stage's own re
 the cell it lies in, so that probes never see an interpolated class.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -89,33 +91,39 @@ def linear_probe(features: NDArray[np.float32], labels: NDArray[np.integer]):
 def probe_layers(
     encoder: nn.Module,
     train: PatchSet,
-    test: PatchSet,
+    judges: Mapping[str, PatchSet],
     target: str,
     *,
     n_pixels: int,
     rng: np.random.Generator,
-) -> dict[str, NDArray[np.int64]]:
+) -> dict[str, dict[str, NDArray[np.int64]]]:
     """Probe every layer of a frozen encoder for the classes of `target`.
 
     Args:
         encoder: In evaluation mode.
         train: Patches whose pixels the probe learns from.
-        test: Patches of other scenes, on which it is judged.
+        judges: Patches of other scenes, on which it is judged, under any names.
         target: ``noisy`` or ``exact``.
-        n_pixels: Pixels drawn from each of the two, the same for every layer.
+        n_pixels: Pixels drawn from each set of patches, the same for every layer.
         rng: Source of randomness.
 
     Returns:
-        For each layer the (K, K) counts on the test pixels, rows exact, columns predicted.
+        For each judge and layer (C, K, K) counts of the pixels of every scene, scenes by name; rows exact, columns
+        predicted.
     """
-    fit_at, judge_at = (sample_pixels(part.masks[target], n_pixels, rng) for part in (train, test))
-    truth_fit, truth_judge = (part.masks[target][tuple(at.T)] for part, at in ((train, fit_at), (test, judge_at)))
-    n_classes = len(train.legend_of(target))
-    known, asked = _features(encoder, train, fit_at), _features(encoder, test, judge_at)
+    fit_at = sample_pixels(train.masks[target], n_pixels, rng)
+    asked_at = {name: sample_pixels(part.masks[target], n_pixels, rng) for name, part in judges.items()}
+    known, n_classes = _features(encoder, train, fit_at), len(train.legend_of(target))
+    probes = {layer: linear_probe(known[layer], train.masks[target][tuple(fit_at.T)]) for layer in known}
     counts = {}
-    for layer in layer_names(encoder):
-        prediction = linear_probe(known[layer], truth_fit).predict(asked[layer])
-        counts[layer] = statistics.confusion_counts(prediction, truth_judge, n_classes)
+    for name, part in judges.items():
+        asked, truth = _features(encoder, part, asked_at[name]), part.masks[target][tuple(asked_at[name].T)]
+        own = [part.scenes[asked_at[name][:, 0]] == scene for scene in np.unique(part.scenes)]
+        said = {layer: probe.predict(asked[layer]) for layer, probe in probes.items()}
+        counts[name] = {
+            layer: np.stack([statistics.confusion_counts(each[at], truth[at], n_classes) for at in own])
+            for layer, each in said.items()
+        }
     return counts
 
 

@@ -180,6 +180,32 @@ def mean_interval(
     return Interval(float(score[0]), *_percentiles(draws[0], level, stack.shape))
 
 
+def share_of_gain(
+    part: ArrayLike,
+    none: ArrayLike,
+    full: ArrayLike,
+    *,
+    rng: np.random.Generator,
+    metric: Metric = mean_iou,
+    n_boot: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """Share of the gain from `none` to `full` that `part` reaches, with an interval over common seeds and scenes.
+
+    A ratio to a gain that may be nothing says nothing: where more draws than the interval leaves out on one side have
+    no gain at all, mean and ends are NaN. Arguments as in `paired_bootstrap`, the same seeds and scenes in all three.
+    """
+    stacks = [_stack(counts, name, level) for counts, name in ((part, "part"), (none, "none"), (full, "full"))]
+    if len({stack.shape for stack in stacks}) > 1:
+        raise ValueError(f"not the same seeds x scenes x K x K: {', '.join(str(stack.shape) for stack in stacks)}")
+    score, draws = _bootstrap(np.stack(stacks), metric, n_boot, rng)
+    gain = draws[2] - draws[1]
+    if not score[2] > score[1] or (gain <= 0).mean() > (1 - level) / 2:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    share = (draws[0] - draws[1])[gain > 0] / gain[gain > 0]
+    return Interval(float((score[0] - score[1]) / (score[2] - score[1])), *_percentiles(share, level, stacks[0].shape))
+
+
 def _margins(
     counts: ArrayLike,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

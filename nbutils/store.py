@@ -36,11 +36,11 @@ class Run:
         stage: ``pretrain`` or ``finetune``.
         data: Name of the data set.
         fingerprint: SHA-256 of its patches.
-        arm: What the encoder saw before fine-tuning: random, moco, noisy or exact.
+        arm: What the encoder saw before fine-tuning, one of `nbutils.arms.ARMS`.
         encoder: Encoder name.
-        decoder: Decoder name, empty where none is trained (moco).
+        decoder: Decoder name, empty where none is trained (self-supervision).
         width: Decoder width, ``slim`` or ``full``.
-        target: Masks learned from, ``noisy`` or ``exact``, empty for moco.
+        target: Masks learned from, ``noisy`` or ``exact``, empty for self-supervision.
         classes: Number of classes predicted, 0 where none are.
         budget: Number of labelled patches; None for the whole split.
         frozen: Whether the encoder's weights and BatchNorm statistics stay fixed.
@@ -51,6 +51,7 @@ class Run:
         precision: ``fp32`` or ``bf16``.
         code: Digest of the code that computes results.
         parent: The pretraining whose encoder is carried over; None for a random encoder.
+        looks: How often the network is judged on the validation scenes while it learns, for the learning curve.
     """
 
     stage: str
@@ -71,6 +72,7 @@ class Run:
     precision: str
     code: str
     parent: "Run | None" = None
+    looks: int = 0
 
     @property
     def key(self) -> str:
@@ -96,8 +98,9 @@ class Result:
 
     Attributes:
         run: The run.
-        counts: Per split and scene a (K, K) table of pixel counts, rows exact, columns predicted; empty for moco.
-        curve: Loss over training.
+        counts: Per split and scene a (K, K) table of pixel counts, rows exact, columns predicted; empty where no
+            masks are predicted or none can judge them.
+        curve: Loss over training, and what was seen besides, as `training.fit` gives it.
         seconds: Wall time of training and evaluation.
         parameters: Number of weights.
         provenance: Machine, package versions, time.

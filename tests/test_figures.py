@@ -322,7 +322,7 @@ def test_save_nowhere_writes_nothing(folder, tmp_path, monkeypatch):
 
 
 def test_relative_folders_are_below_the_root(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    monkeypatch.setattr(figures.house, "ROOT", tmp_path)
     assert figures.save_table(pd.DataFrame({"a": [1]}), "results", "build/x") == tmp_path / "build/x/results.csv"
 
 
@@ -359,3 +359,14 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 def test_images_without_visible_bands_are_drawn_too(bands):
     picture = figures.rgb(np.random.default_rng(0).random((len(bands), 6, 5)), bands)
     assert picture.shape == (6, 5, 3) and picture.min() == 0 and picture.max() == 1
+
+
+def test_learning_curves_in_panels_with_marks():
+    rows = [(p, s, step, 0.1 * step) for p in ("ours", "theirs") for s in ("a", "b") for step in (1, 2, 3)]
+    table = pd.DataFrame(rows, columns=["panel", "series", "step", "value"])
+    marks = pd.DataFrame({"panel": ["theirs"], "step": [2], "label": ["transition"]})
+    left, right = figures.learning_curves(table, marks=marks).axes
+    assert (left.get_title(), right.get_title()) == ("ours", "theirs")
+    assert len(left.lines) == 2 and len(right.lines) == 3
+    assert right.lines[-1].get_xdata()[0] == 2 and right.texts[0].get_text() == "transition"
+    assert right.lines[0].get_ydata().tolist() == pytest.approx([10, 20, 30])

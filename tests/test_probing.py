@@ -90,11 +90,12 @@ def test_probe_reaches_the_optimum_of_logistic_regression():
 
 
 def test_probing_every_layer_counts_every_test_pixel():
-    counts = probing.probe_layers(
-        ENCODER, DATA.split("finetune"), DATA.split("test"), "exact", n_pixels=400, rng=np.random.default_rng(0)
-    )
-    assert list(counts) == list(probing.layer_names(ENCODER))
-    assert all(table.shape == (8, 8) and table.sum() == 400 for table in counts.values())
+    judges = {split: DATA.split(split) for split in ("test", "validation")}
+    train, rng = DATA.split("finetune"), np.random.default_rng(0)
+    counts = probing.probe_layers(ENCODER, train, judges, "exact", n_pixels=400, rng=rng)
+    for split, part in judges.items():
+        assert list(counts[split]) == list(probing.layer_names(ENCODER))
+        assert all(t.shape == (len(set(part.scenes)), 8, 8) and t.sum() == 400 for t in counts[split].values())
 
 
 def test_networks_resemble_themselves():

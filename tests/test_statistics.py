@@ -254,3 +254,29 @@ def test_coverage_is_what_the_docstring_says(seeds, scenes, bounds):
         result = stats.paired_bootstrap(a, b, rng=rng, metric=stats.overall_accuracy, n_boot=300)
         covered.append(result.low <= 0.03 <= result.high)
     assert bounds[0] <= np.mean(covered) <= bounds[1]
+
+
+def _planted(right: float, rng: np.random.Generator, seeds: int = 4, scenes: int = 6) -> np.ndarray:
+    """Counts of two equal classes of which a share `right` is predicted right."""
+    hits = np.round(1000 * np.clip(right + 0.01 * rng.normal(size=(seeds, scenes, 2)), 0, 1))
+    counts = np.zeros((seeds, scenes, 2, 2))
+    counts[..., [0, 1], [0, 1]], counts[..., [0, 1], [1, 0]] = hits, 1000 - hits
+    return counts
+
+
+def test_share_of_gain_is_the_ratio_of_the_differences():
+    rng = np.random.default_rng(0)
+    part, none, full = (_planted(right, rng) for right in (0.8, 0.6, 0.9))
+    share = stats.share_of_gain(part, none, full, rng=rng)
+    scores = [stats.mean_iou(each.sum(1)).mean() for each in (part, none, full)]
+    assert share.mean == pytest.approx((scores[0] - scores[1]) / (scores[2] - scores[1]))
+    assert share.low < share.mean < share.high < 1
+    assert stats.share_of_gain(full, none, full, rng=rng)[:2] == pytest.approx((1, 1))
+
+
+def test_a_share_of_no_gain_is_not_a_number():
+    rng = np.random.default_rng(0)
+    part, none, full = (_planted(right, rng) for right in (0.8, 0.6, 0.6))
+    assert np.isnan(stats.share_of_gain(part, none, full, rng=rng)).all()
+    with pytest.raises(ValueError, match="not the same"):
+        stats.share_of_gain(part, none, full[:2], rng=rng)

@@ -1,0 +1,67 @@
+"""Arms: what an encoder sees before it is fine-tuned, by which objective it learns, and how fast."""
+
+import inspect
+import sys
+from types import ModuleType
+
+from torch import nn
+
+from nbutils import objectives
+from nbutils.objectives import Objective
+
+SELF_SUPERVISED = {"moco": objectives.MoCo}
+REMEDIES = {f"noisy+{name}": remedy for name, remedy in objectives.REMEDIES.items()}
+ARMS = ("random", *SELF_SUPERVISED, "noisy", *REMEDIES, "exact")
+# Peak rates of AdamW, chosen by the same search for every arm on the city's validation scenes: tools/rates.py.
+LEARNING_RATES = {"moco": 5e-4, "noisy": 1e-2, "exact": 1e-2, "finetune": 6e-3}
+
+
+def check(arm: str) -> None:
+    """Refuse what is no arm, or learns nothing.
+
+    Raises:
+        ValueError: The arm is unknown; the message lists those that pretrain.
+    """
+    if arm not in ARMS[1:]:
+        raise ValueError(f"unknown arm {arm!r}; those that pretrain: {', '.join(ARMS[1:])}")
+
+
+def target_of(arm: str) -> str:
+    """Return the masks an arm learns from: ``noisy``, ``exact``, or nothing for self-supervision."""
+    check(arm)
+    return "" if arm in SELF_SUPERVISED else arm.partition("+")[0]
+
+
+def objective_of(arm: str, network: nn.Module, *, seed: int, n_patches: int, batch_size: int) -> Objective:
+    """Return what an arm learns by.
+
+    Args:
+        arm: One that pretrains.
+        network: What it trains, in place: an encoder for self-supervision, else a segmentation network.
+        seed: Of everything random in the objective.
+        n_patches: How many patches it sees.
+        batch_size: Patches of a step.
+    """
+    check(arm)
+    if arm == "moco":  # the queue is shorter than an epoch by far, or an image would be repelled by its own key
+        return objectives.MoCo(network, seed=seed, queue=max(batch_size, min(256, n_patches // 3)))
+    if arm in SELF_SUPERVISED:
+        return SELF_SUPERVISED[arm](network, seed=seed)
+    return REMEDIES.get(arm, objectives.Supervised)(network)
+
+
+def code_of(arm: str) -> list[ModuleType]:
+    """Return the modules of `objectives` that an arm's learning depends on, in the order of their names.
+
+    Fine-tuning, by whatever name, is plainly supervised.
+    """
+    first = {**SELF_SUPERVISED, **REMEDIES}.get(arm, objectives.Supervised)
+    waiting, found = [inspect.getmodule(first)], {}
+    while waiting:
+        module = waiting.pop()
+        if module.__name__ in found:
+            continue
+        found[module.__name__] = module
+        homes = {getattr(value, "__module__", None) for value in vars(module).values()}
+        waiting += [sys.modules[home] for home in homes if home and home.startswith("nbutils.objectives.")]
+    return [found[name] for name in sorted(found)]

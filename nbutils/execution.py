@@ -1,0 +1,245 @@
+"""Execution: what a run describes is computed and stored, one at a time or many at once."""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import dask
+import numpy as np
+import torch
+from distributed import Client, LocalCluster, as_completed
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from nbutils import ROOT, arms, networks, patches, statistics, training
+from nbutils.files import alone
+from nbutils.patches import PatchSet
+from nbutils.store import RUNS, Result, Run, read, write
+
+_PACKAGES = ("torch", "segmentation-models-pytorch", "timm", "lightly", "lightning-fabric", "numpy")
+
+
+def execute(run: Run, store: Path = RUNS) -> Result:
+    """Return the run's result, computing and storing it first if it is not there.
+
+    Computes on one thread, so that the bits do not depend on how many runs share the machine.
+
+    Raises:
+        StoreError: The parent's result is missing or unreadable.
+        training.TrainingError: The training diverged; nothing is stored.
+    """
+    if (store / run.key).is_dir():
+        return read(run, store)
+    with _one_thread():
+        start = time.perf_counter()
+        data = patches.load(run.fingerprint)
+        trained, curve = _train(run, data, store)
+        counts = _evaluate(run, trained, data)
+        seconds = time.perf_counter() - start
+    record = {
+        "run": asdict(run),
+        "counts": counts,
+        "curve": curve,
+        "seconds": round(seconds, 2),
+        "parameters": networks.count_parameters(trained),
+        "provenance": _provenance(),
+    }
+    card = networks.WeightCard(
+        encoder=run.encoder,
+        arm=run.arm,
+        bands=data.bands,
+        scale=data.scale,
+        mean=data.mean,
+        std=data.std,
+        patch_px=data.patch_px,
+        gsd_m=data.gsd_m,
+        legend=data.legend_of(run.target).name if run.target else None,
+        run=run.key,
+        licence=data.licence,
+    )
+    write(store, run.key, record, trained.state_dict(), card)
+    return read(run, store)
+
+
+def run_many(runs: Sequence[Run], *, workers: int = 2, store: Path = RUNS) -> list[Result]:
+    """Return the results of many runs, computing those that are missing, parents first.
+
+    Args:
+        runs: In any order; repeats are computed once.
+        workers: Processes of one thread each on a local Dask cluster; 1 computes here.
+        store: Folder of the results.
+
+    Returns:
+        One result per run, in the order of `runs`.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    if any(not (store / run.key).is_dir() for run in runs):
+        with alone(store):  # who else computes here, perhaps the same runs, is waited for
+            _compute(runs, workers, store)
+    return [read(run, store) for run in runs]
+
+
+def _compute(runs: Sequence[Run], workers: int, store: Path) -> None:
+    """Compute the runs that are missing, parents first, telling after each how long the rest will take."""
+    missing = [run for run in _parents_first(runs) if not (store / run.key).is_dir()]
+    if not missing:
+        return
+    finished = _on_cluster(missing, workers, store) if workers > 1 else (execute(run, store) for run in missing)
+    start = time.perf_counter()
+    for done, result in enumerate(tqdm(finished, total=len(missing), disable=not watched()), start=1):
+        left = (time.perf_counter() - start) / done * (len(missing) - done)
+        _log(store, f"[{done}/{len(missing)}] {result.run}: {_summary(result)}, about {left / 60:.1f} min left")
+
+
+def watched() -> bool:
+    """Whether a person watches: a terminal, or a kernel that a Jupyter server started."""
+    return bool(os.environ.get("JPY_SESSION_NAME")) or ("ipykernel" not in sys.modules and sys.stderr.isatty())
+
+
+def build(run: Run, data: PatchSet, decoder: str, classes: int) -> nn.Module:
+    """Build the network a run describes, with its initial weights."""
+    return networks.build(
+        run.encoder, decoder, in_channels=len(data.bands), n_classes=classes, seed=run.seed, width=run.width
+    )
+
+
+def encoder_weights(folder: Path, data: PatchSet) -> dict[str, torch.Tensor]:
+    """Read the encoder's part of stored weights, under plain names; errors as in `networks.load`."""
+    state, _ = networks.load(folder, bands=data.bands)
+    prefix = "encoder."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _train(run: Run, data: PatchSet, store: Path) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Train what the run describes; return the module whose weights are kept, and the learning curve."""
+    plan = training.Plan(run.steps, run.batch_size, run.learning_rate, run.precision, run.seed)
+    seen = data.split(run.stage)
+    if run.budget is not None:
+        seen = seen.budget(run.budget, run.seed)
+    network = build(run, data, run.decoder or "unet", run.classes or 2)
+    if run.parent is not None:
+        networks.load_encoder(network, encoder_weights(store / run.parent.key, data))
+    if run.frozen:
+        networks.freeze_encoder(network)
+    trained = network if run.target else _Encoder(network.encoder)
+    learner = trained if run.target else trained.encoder
+    arm = run.arm if run.stage == "pretrain" else "exact"
+    objective = arms.objective_of(arm, learner, seed=run.seed, n_patches=len(seen), batch_size=run.batch_size)
+    told = run.target == "noisy" and data.comparable
+    curve = training.fit(
+        objective,
+        seen,
+        run.target or "noisy",
+        plan,
+        truth=seen.exact_as_noisy() if told else None,
+        judge=partial(_validation_score, run, trained, data) if run.looks else None,
+        looks=run.looks,
+        checkpoint=store / f".{run.key}.checkpoint",
+        tag=run.key,
+    )
+    return trained, curve
+
+
+def _validation_score(run: Run, network: nn.Module, data: PatchSet) -> dict[str, float]:
+    """Mean IoU on the validation scenes, for the learning curve."""
+    counts = _count(run, network, data, "validation")
+    return {"validation_miou": float(statistics.mean_iou(sum(counts.values())))}
+
+
+def _evaluate(run: Run, trained: nn.Module, data: PatchSet) -> dict[str, dict[str, list[list[int]]]]:
+    """Count predictions against the exact masks, in the legend the network predicts, per split and scene."""
+    if not run.target or (run.target == "noisy" and not data.comparable):
+        return {}
+    splits = {split: _count(run, trained, data, split) for split in ("validation", "test")}
+    return {split: {scene: table.tolist() for scene, table in each.items()} for split, each in splits.items()}
+
+
+def _count(run: Run, network: nn.Module, data: PatchSet, split: str) -> dict[str, NDArray[np.int64]]:
+    part = data.split(split)
+    exact = part.masks["exact"] if run.target == "exact" else part.exact_as_noisy()
+    return training.evaluate(network, part, exact, run.classes, precision=run.precision)
+
+
+class _Encoder(nn.Module):
+    """Holds an encoder alone, so that its weights are stored under the same names as in a whole network."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+
+def _parents_first(runs: Sequence[Run]) -> list[Run]:
+    ordered = {}
+    for run in runs:
+        if run.parent is not None:
+            ordered[run.parent.key] = run.parent
+    for run in runs:
+        ordered.setdefault(run.key, run)
+    return list(ordered.values())
+
+
+def _on_cluster(missing: Sequence[Run], workers: int, store: Path) -> Iterator[Result]:
+    """Compute runs on a local Dask cluster, yielding each as it finishes."""
+    settings = {
+        "temporary-directory": str(ROOT / "data" / "cache" / "dask"),
+        "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": 1,
+        # Dask has workers hand memory back at once, which makes every training step fault its pages in again: keeping
+        # it trains 1.7 times as fast.
+        "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**30,
+        "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**30,
+        "distributed.logging.distributed": "error",
+    }
+    with (
+        dask.config.set(settings),
+        LocalCluster(min(workers, len(missing)), threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        futures = {}
+        for run in missing:
+            after = futures.get(run.parent.key) if run.parent else None
+            futures[run.key] = client.submit(_task, run, store, after, key=run.key, retries=1)
+        for future in as_completed(futures.values()):
+            yield future.result()
+
+
+def _task(run: Run, store: Path, parent: Result | None) -> Result:
+    """Execute on a worker; `parent` only makes Dask wait for it."""
+    return execute(run, store)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _provenance() -> dict[str, str]:
+    return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "processor": training.processor(),
+        **{name: version(name) for name in _PACKAGES},
+    }
+
+
+def _summary(result: Result) -> str:
+    score = f"mIoU {result.mean_iou():.3f}" if result.counts else f"loss {result.curve[-1]['loss']:.3f}"
+    return f"{score}, {result.seconds:.1f} s"
+
+
+def _log(store: Path, line: str) -> None:
+    with open(store / "log.txt", "a") as file:
+        file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")

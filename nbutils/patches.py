@@ -5,26 +5,19 @@ and named by the hash of its own contents, so that a run can state exactly what 
 labelling rules can never pass unnoticed.
 """
 
-import ast
 import hashlib
-import inspect
 import json
 import mmap
-import os
-import shutil
-import textwrap
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nbutils import ROOT, cards, files, legend, simulate, sources, windows
+from nbutils.disk import code_digest, publish, scratch_folder, write_json
 from nbutils.legend import Legend
 
 CACHE = ROOT / "data" / "cache" / "patches"
@@ -189,7 +182,7 @@ def cut(dataset: sources.Dataset, *, size_px: int, max_patches: int, seed: int =
     pointer = CACHE / f"{dataset.card.name}-{_digest(recipe)[:16]}.json"
     if pointer.exists() and (CACHE / (known := json.loads(pointer.read_text())["fingerprint"])).is_dir():
         return load(known)
-    with _scratch() as scratch:
+    with scratch_folder(CACHE) as scratch:
         patches = _cut(dataset, size_px, max_patches, seed, workers, scratch)
         _publish(patches, scratch / "set")
     write_json(pointer, {"fingerprint": patches.fingerprint})
@@ -218,22 +211,11 @@ def store(patches: PatchSet) -> Path:
     folder = CACHE / patches.fingerprint
     if folder.exists():
         return folder
-    with _scratch() as scratch:
+    with scratch_folder(CACHE) as scratch:
         np.save(scratch / "images.npy", patches.images)
         for name, mask in patches.masks.items():
             np.save(scratch / f"{name}.npy", mask)
         return _publish(patches, scratch)
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """Make a folder for what is being written (with the permissions a folder has here) and leave nothing behind."""
-    folder = CACHE / f".writing-{uuid.uuid4().hex}"
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _publish(patches: PatchSet, scratch: Path) -> Path:
@@ -293,28 +275,6 @@ def load(fingerprint: str) -> PatchSet:
         licence=fields["licence"],
         crosswalk=fields.get("crosswalk"),
     )
-
-
-def publish(scratch: Path, folder: Path) -> None:
-    """Move a finished scratch folder to its place; where another process was first, keep that one."""
-    try:
-        os.rename(scratch, folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(scratch)
-
-
-def code_digest(*parts: ModuleType | type | Callable) -> str:
-    """Hash what modules, classes or functions compute: their source without comments and docstrings."""
-    digest = hashlib.sha256()
-    for part in parts:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
-        digest.update(ast.unparse(tree).encode())
-    return digest.hexdigest()
 
 
 def _draw(
@@ -439,14 +399,3 @@ def content_hash(patches: PatchSet) -> str:
 
 def _digest(recipe: dict) -> str:
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()  # the order of classes in a card may matter
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write JSON under a temporary name, flush, rename."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(scratch, "w") as file:
-        json.dump(content, file, indent=1, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)

@@ -25,6 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nbutils import ROOT, networks, objectives, patches, probing, training
+from nbutils.disk import code_digest
 from nbutils.files import alone
 from nbutils.legend import VOID
 from nbutils.patches import PatchSet
@@ -229,7 +230,7 @@ def probe_layers(
         "data": data.fingerprint,
         "n_pixels": n_pixels,
         "seed": seed,
-        "code": patches.code_digest(probing, networks, training),
+        "code": code_digest(probing, networks, training),
     }
 
     def build() -> dict[str, list[list[int]]]:
@@ -397,7 +398,7 @@ def _code() -> str:
     """Digest of what computes a result from its patches; how those were cut is in their own fingerprint."""
     reading = (PatchSet.take, PatchSet.split, PatchSet.budget, PatchSet.exact_as_noisy, patches._spread)
     parts = (objectives.masks, objectives.objective, objectives.selfsupervised, objectives.views)
-    return patches.code_digest(networks, training, *parts, *reading, _train, _evaluate)[:16]
+    return code_digest(networks, training, *parts, *reading, _train, _evaluate)[:16]
 
 
 def _precision(asked: str) -> str:

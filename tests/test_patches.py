@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from toy import toy_patches
 
-from nbutils import legend, patches, study, training, windows
+from nbutils import disk, legend, patches, study, training, windows
 
 DATA = toy_patches()
 
@@ -110,8 +110,8 @@ def test_code_digest_ignores_comments_and_docstrings_only():
         """Say it."""
         return x + 1  # why
 
-    digest = patches.code_digest(legend)
-    assert digest == patches.code_digest(legend) != patches.code_digest(patches)
+    digest = disk.code_digest(legend)
+    assert digest == disk.code_digest(legend) != disk.code_digest(patches)
 
 
 CARD = """

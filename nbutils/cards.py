@@ -95,13 +95,24 @@ class Files(_Strict):
 
 
 class Images(Files):
-    """The images: files, bands in file order, divisor to 0..1, and the scene each file belongs to."""
+    """The images: files, bands in file order, divisor to 0..1, scene of each file, and the same ground on `dates`.
+
+    `dates` are further globs or assets, like the one of the images themselves.
+    """
 
     bands: tuple[str, ...] = Field(min_length=1)
     scale: float = Field(255, gt=0)
     scene: str | None = None
+    dates: tuple[str, ...] = ()
 
     _scene = field_validator("scene")(_check_regex)
+
+    @model_validator(mode="after")
+    def _other_dates(self):
+        named = [self.asset or self.glob, *self.dates]
+        if twice := [name for name, count in Counter(named).items() if count > 1]:
+            raise ValueError(f"`dates` are further dates than that of the images themselves, got {twice[0]!r} twice")
+        return self
 
 
 class Masks(Files):

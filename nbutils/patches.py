@@ -5,26 +5,19 @@ and named by the hash of its own contents, so that a run can state exactly what 
 labelling rules can never pass unnoticed.
 """
 
-import ast
 import hashlib
-import inspect
 import json
 import mmap
-import os
-import shutil
-import textwrap
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nbutils import ROOT, cards, files, legend, simulate, sources, windows
+from nbutils.disk import code_digest, publish, scratch_folder, write_json
 from nbutils.legend import Legend
 
 CACHE = ROOT / "data" / "cache" / "patches"
@@ -116,6 +109,8 @@ class PatchSet:
     def budget(self, n: int, seed: int) -> "PatchSet":
         """Draw `n` patches, spread over the scenes; a smaller budget of the same seed is part of a larger one.
 
+        Dates of one place count as patches of their own.
+
         Raises:
             ValueError: There are fewer than `n` patches.
         """
@@ -157,6 +152,11 @@ def cut(dataset: sources.Dataset, *, size_px: int, max_patches: int, seed: int =
     A window is kept where its exact mask says something, for pretraining also where only the noisy one does. Where a
     split has more than `max_patches`, that many are drawn, spread over its scenes.
 
+    Where the card names D dates in all, a window for pretraining becomes D patches with the same masks, and `places`
+    tells which belong together; ``max_patches // D`` windows are drawn, at least one. A date that has no data in a
+    part of the window is void there, and left out where nothing remains. Windows are chosen by the main date alone, and
+    fine-tuning, validation and test see no other.
+
     Memory is bounded whatever the size of the images: masks are looked through in strips, then only the windows that
     were drawn are read and written to disk one by one. Masks that need the whole scene (from LiDAR, a map, a recipe
     of noise) are made once per image.
@@ -177,19 +177,18 @@ def cut(dataset: sources.Dataset, *, size_px: int, max_patches: int, seed: int =
     """
     if size_px < 1 or max_patches < 1:
         raise ValueError(f"patches need size_px >= 1 and max_patches >= 1, got {size_px} and {max_patches}")
-    paths = [path for tile in dataset.tiles for path in (tile.image, tile.exact, tile.noisy) if path is not None]
     recipe = {
-        "files": sources.fingerprint(paths),
+        "files": sources.fingerprint(path for tile in dataset.tiles for path in tile.files),
         "card": dataset.card.model_dump(mode="json", exclude={"root", "title", "get"}),
         "size_px": size_px,
         "max_patches": max_patches,
         "seed": seed,
-        "code": code_digest(windows, *windows.MAKERS, _draw, _spread),
+        "code": code_digest(windows, *windows.MAKERS, _draw, _by_date, _spread),
     }
     pointer = CACHE / f"{dataset.card.name}-{_digest(recipe)[:16]}.json"
     if pointer.exists() and (CACHE / (known := json.loads(pointer.read_text())["fingerprint"])).is_dir():
         return load(known)
-    with _scratch() as scratch:
+    with scratch_folder(CACHE) as scratch:
         patches = _cut(dataset, size_px, max_patches, seed, workers, scratch)
         _publish(patches, scratch / "set")
     write_json(pointer, {"fingerprint": patches.fingerprint})
@@ -218,22 +217,11 @@ def store(patches: PatchSet) -> Path:
     folder = CACHE / patches.fingerprint
     if folder.exists():
         return folder
-    with _scratch() as scratch:
+    with scratch_folder(CACHE) as scratch:
         np.save(scratch / "images.npy", patches.images)
         for name, mask in patches.masks.items():
             np.save(scratch / f"{name}.npy", mask)
         return _publish(patches, scratch)
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """Make a folder for what is being written (with the permissions a folder has here) and leave nothing behind."""
-    folder = CACHE / f".writing-{uuid.uuid4().hex}"
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _publish(patches: PatchSet, scratch: Path) -> Path:
@@ -253,6 +241,8 @@ def _publish(patches: PatchSet, scratch: Path) -> Path:
         "licence": patches.licence,
     }
     own = {} if patches.crosswalk is None else {"crosswalk": patches.crosswalk}
+    if patches.places is not None:
+        own["places"] = patches.places.tolist()
     write_json(scratch / "patches.json", description | own)
     publish(scratch, CACHE / patches.fingerprint)
     return CACHE / patches.fingerprint
@@ -292,48 +282,44 @@ def load(fingerprint: str) -> PatchSet:
         exact_legend=cards.to_legend(fields["exact_legend"]),
         licence=fields["licence"],
         crosswalk=fields.get("crosswalk"),
+        places=np.array(fields["places"], dtype=np.int64) if "places" in fields else None,
     )
 
 
-def publish(scratch: Path, folder: Path) -> None:
-    """Move a finished scratch folder to its place; where another process was first, keep that one."""
-    try:
-        os.rename(scratch, folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(scratch)
-
-
-def code_digest(*parts: ModuleType | type | Callable) -> str:
-    """Hash what modules, classes or functions compute: their source without comments and docstrings."""
-    digest = hashlib.sha256()
-    for part in parts:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
-        digest.update(ast.unparse(tree).encode())
-    return digest.hexdigest()
-
-
 def _draw(
-    dataset: sources.Dataset, surveys: list[tuple], max_patches: int, seed: int
+    dataset: sources.Dataset, surveys: list[windows.Survey], max_patches: int, seed: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.str_], dict[str, NDArray[np.bool_]]]:
     """Thin each split to `max_patches`: which useful windows are kept; scene and splits of those."""
-    counts = [len(useful) for useful, _, _ in surveys]
+    counts = [len(survey.numbers) for survey in surveys]
     scenes = np.repeat([tile.scene for tile in dataset.tiles], counts)
-    exact_known = np.concatenate([known for _, known, _ in surveys])
+    exact_known = np.concatenate([survey.exact for survey in surveys])
+    most = dict.fromkeys(SPLITS, max_patches)
+    most["pretrain"] = max(max_patches // (1 + len(dataset.card.images.dates)), 1)
     member = {}
     for split in SPLITS:
         inside = np.repeat([split in tile.splits for tile in dataset.tiles], counts)
         if split != "pretrain":
             inside &= exact_known
         index = np.flatnonzero(inside)
-        index = index[_spread(scenes[index], np.random.default_rng(seed))[:max_patches]]
+        index = index[_spread(scenes[index], np.random.default_rng(seed))[: most[split]]]
         member[split] = np.isin(np.arange(len(scenes)), index)
     kept = np.logical_or.reduce(list(member.values()))
     return kept, scenes[kept], {name: inside[kept] for name, inside in member.items()}
+
+
+def _by_date(
+    shown: NDArray[np.bool_], scenes: NDArray[np.str_], member: dict[str, NDArray[np.bool_]]
+) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.str_], dict[str, NDArray[np.bool_]]]:
+    """Make patches of windows, one for each date that is shown; further dates are for pretraining alone.
+
+    Returns:
+        (windows, D) which dates are wanted; place, scene and splits of each patch, window by window.
+    """
+    main = np.arange(shown.shape[1]) == 0
+    wanted = shown & (main | member["pretrain"][:, None])
+    places, dates = np.nonzero(wanted)
+    split = {name: inside[places] & (main[dates] | (name == "pretrain")) for name, inside in member.items()}
+    return wanted, places.astype(np.int64), scenes[places], split
 
 
 def _cut(dataset: sources.Dataset, size_px: int, max_patches: int, seed: int, workers: int, scratch: Path) -> PatchSet:
@@ -350,18 +336,21 @@ def _cut(dataset: sources.Dataset, size_px: int, max_patches: int, seed: int, wo
     with windows.mapper(min(workers, len(tiles))) as each:
         surveys = list(each(partial(windows.survey, dataset, size_px), tiles, whole))
         kept, scenes, member = _draw(dataset, surveys, max_patches, seed)
+        shown = np.concatenate([survey.shown for survey in surveys])[kept]
+        wanted, places, scenes, member = _by_date(shown, scenes, member)
         if not member["pretrain"].any():
             raise ValueError(f"{card.name}: no window for pretraining has a label; check the card's split and masks")
         folder.mkdir()
-        dtype, square = np.result_type(*(dtype for _, _, dtype in surveys)), (len(scenes), size_px, size_px)
+        dtype, square = np.result_type(*(survey.dtype for survey in surveys)), (len(scenes), size_px, size_px)
         shape = {"images": (len(scenes), len(card.images.bands), size_px, size_px), "exact": square, "noisy": square}
         for name in shape:
             kind = dtype if name == "images" else np.uint8
             np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, shape[name])
-        mine = np.split(kept, np.cumsum([len(useful) for useful, _, _ in surveys])[:-1])
-        numbers = [useful[own] for (useful, _, _), own in zip(surveys, mine, strict=True)]
-        first = np.cumsum([0, *map(len, numbers)]).tolist()
-        list(each(partial(windows.fill, dataset, size_px, folder), tiles, whole, numbers, first))
+        mine = np.split(kept, np.cumsum([len(survey.numbers) for survey in surveys])[:-1])
+        numbers = [survey.numbers[own] for survey, own in zip(surveys, mine, strict=True)]
+        dates = np.split(wanted, np.cumsum([len(own) for own in numbers])[:-1])
+        first = np.cumsum([0, *(int(own.sum()) for own in dates)])[:-1].tolist()
+        list(each(partial(windows.fill, dataset, size_px, folder), tiles, whole, numbers, dates, first))
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shape}
     mean, std = _moments(arrays["images"], member["pretrain"], card.images.scale)
     patches = PatchSet(
@@ -380,6 +369,7 @@ def _cut(dataset: sources.Dataset, size_px: int, max_patches: int, seed: int, wo
         exact_legend=dataset.exact_legend,
         licence=card.licence,
         crosswalk=card.crosswalk,
+        places=places if card.images.dates else None,
     )
     return replace(patches, fingerprint=content_hash(patches))
 
@@ -422,7 +412,7 @@ def _spread(scenes: NDArray[np.str_], rng: np.random.Generator) -> NDArray[np.in
 
 
 def content_hash(patches: PatchSet) -> str:
-    """Return the SHA-256 of everything a run may learn from: images, masks, scenes, legends and splits."""
+    """Return the SHA-256 of everything a run may learn from: images, masks, scenes, legends, splits and places."""
     digest = hashlib.sha256()
     for array in (patches.images, patches.masks["noisy"], patches.masks["exact"]):
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -434,19 +424,10 @@ def content_hash(patches: PatchSet) -> str:
     )
     for split in SPLITS:
         digest.update(np.packbits(patches.member[split]).tobytes())
+    if patches.places is not None:
+        digest.update(patches.places.astype("<i8").tobytes())
     return digest.hexdigest()
 
 
 def _digest(recipe: dict) -> str:
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()  # the order of classes in a card may matter
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write JSON under a temporary name, flush, rename."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(scratch, "w") as file:
-        json.dump(content, file, indent=1, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)

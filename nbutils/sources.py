@@ -58,6 +58,7 @@ __all__ = [
     "image_shape",
     "list_tiles",
     "load_card",
+    "on_grid",
     "open_mask",
     "open_raster",
     "read_dataset",
@@ -73,7 +74,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Tile:
-    """One image with its masks: unique `name` ("<scene>/<file stem>"), `scene`, its splits, its files."""
+    """One image with its masks: unique `name` ("<scene>/<file stem>"), `scene`, its splits, its files.
+
+    `dates` are images of the same ground on further dates, for pretraining only.
+    """
 
     name: str
     scene: str
@@ -81,6 +85,12 @@ class Tile:
     image: Path
     exact: Path | None
     noisy: Path | None
+    dates: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file of the tile."""
+        return tuple(path for path in (self.image, self.exact, self.noisy, *self.dates) if path is not None)
 
 
 @dataclass(frozen=True)
@@ -131,12 +141,12 @@ class Dataset:
         with self.open_image(tile) as image:
             return trainable(image.read(window)), image.grid(window)
 
-    def open_image(self, tile: Tile) -> Raster:
-        """Open a tile's image, checked against the card's bands."""
-        image = open_file(tile.image)
+    def open_image(self, tile: Tile, date: int = 0) -> Raster:
+        """Open a tile's image, or its further `date` (from 1), checked against the card's bands."""
+        image = open_file(path := (tile.image, *tile.dates)[date])
         if (count := image.count) != len(self.bands):
             image.close()
-            raise SourceError(f"{tile.image}: has {count} bands, the card names {len(self.bands)}: {self.bands}")
+            raise SourceError(f"{path}: has {count} bands, the card names {len(self.bands)}: {self.bands}")
         return image
 
 
@@ -156,13 +166,17 @@ def read_exact(dataset: Dataset, tile: Tile, window: AnyWindow | None = None) ->
 
 def open_mask(path: Path, image: Raster) -> Raster:
     """Open a mask; SourceError unless it lies on its image's grid."""
-    mask = open_file(path)
+    return on_grid(open_file(path), image)
+
+
+def on_grid(raster: Raster, image: Raster) -> Raster:
+    """Return an open raster; where it does not lie on the image's grid, close it and raise `SourceError`."""
     try:
-        check_grid(mask, image)
+        check_grid(raster, image)
     except SourceError:
-        mask.close()
+        raster.close()
         raise
-    return mask
+    return raster
 
 
 def open_raster(where: str | Path | pystac.Asset | pystac.Item, asset: str = "") -> Raster:
@@ -302,11 +316,21 @@ def _check_pairs(card: Card, part: str, images: dict, masks: dict, needed: Itera
     if extra := [str(path) for key, (_, path) in masks.items() if key not in images]:
         raise CardError(f"{part}: {len(extra)} file(s) have no image of the same scene and key: {few(extra)}")
     if lonely := [str(images[key][1]) for key in needed if key not in masks]:
-        where = "split.pretrain" if part == "noisy" else "split.finetune"
+        where = "split.finetune" if part == "exact" else "split.pretrain"
         raise CardError(
             f"{part}: {len(lonely)} image(s) have no file: {few(lonely)}\n"
             f"  add the files, set `key` on images and {part}, or name the scenes that have them in {where}"
         )
+
+
+def _further_dates(card: Card, images: dict, needed: Sequence[_Key], find: Callable) -> dict[_Key, tuple[Path, ...]]:
+    """Images of the further dates of those tiles that need them; each is paired like a mask and there for all."""
+    found = []
+    for name in card.images.dates:
+        files = card.images.model_copy(update={"asset" if card.catalog else "glob": name})
+        found.append(find(card, files, part := f"images.dates {name!r}"))
+        _check_pairs(card, part, images, found[-1], needed)
+    return {key: tuple(date[key][1] for date in found) for key in needed}
 
 
 def list_tiles(card: Card) -> tuple[Tile, ...]:
@@ -328,10 +352,11 @@ def list_tiles(card: Card) -> tuple[Tile, ...]:
     inject = isinstance(card.noisy, Inject)
     _check_pairs(card, "exact", images, exact, [k for k, s in within.items() if inject or set(s) - {"pretrain"}])
     _check_pairs(card, "noisy", images, noisy, [k for k, s in within.items() if not inject and "pretrain" in s])
+    dates = _further_dates(card, images, [k for k, s in within.items() if "pretrain" in s], find)
     tiles = []
     for key, (scene, path) in images.items():
         masks = (exact.get(key, (None, None))[1], noisy.get(key, (None, None))[1])
-        tiles.append(Tile(f"{scene}/{path.stem}", scene, within[key], path, *masks))
+        tiles.append(Tile(f"{scene}/{path.stem}", scene, within[key], path, *masks, dates.get(key, ())))
     if twice := [name for name, count in Counter(t.name for t in tiles).items() if count > 1]:
         raise CardError(f"images: {few(twice)} name several files; let images.scene tell them apart")
     return tuple(tiles)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nbutils import ROOT, networks, patches, statistics
+from nbutils import ROOT, disk, networks, statistics
 
 RUNS = ROOT / "data" / "runs"
 MEASURED = ROOT / "data" / "cache" / "measured"
@@ -154,7 +154,7 @@ def write(store: Path, key: str, record: dict, state: Mapping[str, Tensor], card
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
-        patches.publish(scratch, store / key)
+        disk.publish(scratch, store / key)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -178,7 +178,7 @@ def cached(key: Mapping[str, Any], build: Callable[[], Any], *, folder: Path | N
     path = folder / f"{name}.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        patches.write_json(path, {"key": dict(key), "answer": build()})
+        disk.write_json(path, {"key": dict(key), "answer": build()})
     try:
         stored = json.loads(path.read_text())
         return stored["answer"]

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +24,37 @@ MAKERS = (
 )
 
 
+class Survey(NamedTuple):
+    """What there is to learn from in a tile.
+
+    Attributes:
+        numbers: (n,) numbers of the windows that say something by their exact mask, in a tile for pretraining also by
+            their noisy one.
+        exact: (n,) bool, those with exact labels.
+        shown: (n, D) bool, on which of the card's dates the window has labels and data; the first is the main one.
+        dtype: Type of the pixels.
+    """
+
+    numbers: NDArray[np.intp]
+    exact: NDArray[np.bool_]
+    shown: NDArray[np.bool_]
+    dtype: np.dtype
+
+
 class Ground(ExitStack):
-    """An open tile: its image, and its masks window by window, on one grid and void where the image has no data."""
+    """An open tile: its image on every date, and its masks window by window, all on one grid."""
 
     def __init__(self, dataset: sources.Dataset, tile: sources.Tile, whole: Path) -> None:
         """Open the files; `whole` is where a noisy mask is kept that was made for the whole tile."""
         super().__init__()
         card, self._masks = dataset.card, {}
-        self.image = self.enter_context(dataset.open_image(tile))
-        self.shape = self.image.shape
+        image = self.enter_context(dataset.open_image(tile))
+        self.shape, self.images = image.shape, [image]
+        for date in range(1, len(tile.dates) + 1):
+            self.images.append(self.enter_context(sources.on_grid(dataset.open_image(tile, date), image)))
         for name, path, spec in (("exact", tile.exact, card.exact), ("noisy", tile.noisy, card.noisy)):
             if path is not None and isinstance(spec, sources.Masks):
-                mask = self.enter_context(sources.open_mask(path, self.image))
+                mask = self.enter_context(sources.open_mask(path, image))
                 own = dataset.exact_legend if name == "exact" else dataset.noisy_legend
                 self._masks[name] = partial(files.decode, mask, spec, own)
         made_from = tile.exact if isinstance(card.noisy, sources.Inject) else tile.noisy
@@ -43,31 +63,34 @@ class Ground(ExitStack):
                 np.save(whole, labelling.noisy_mask(dataset, tile))
             self._masks["noisy"] = np.load(whole, mmap_mode="r").__getitem__
 
-    def masks(self, window: tuple[slice, slice]) -> dict[str, NDArray[np.uint8]]:
-        """Read a window of the exact and the noisy mask, wholly void where the tile has none."""
-        valid = self.image.valid(window)
-        void = np.full(valid.shape, VOID, np.uint8)
+    def masks(self, window: tuple[slice, slice]) -> list[dict[str, NDArray[np.uint8]]]:
+        """Read a window of the exact and the noisy mask, wholly void where the tile has none.
+
+        Returns:
+            For each date the two masks, void where the image of that date has no data.
+        """
+        void = np.full([s.stop - s.start for s in window], VOID, np.uint8)
         read = {name: self._masks[name](window) if name in self._masks else void for name in ("exact", "noisy")}
-        return {name: np.where(valid, mask, VOID).astype(np.uint8) for name, mask in read.items()}
+        valid = [image.valid(window) for image in self.images]
+        return [{name: np.where(v, mask, VOID).astype(np.uint8) for name, mask in read.items()} for v in valid]
 
 
-def survey(
-    dataset: sources.Dataset, size_px: int, tile: sources.Tile, whole: Path
-) -> tuple[NDArray[np.intp], NDArray[np.bool_], np.dtype]:
-    """Look through a tile's masks.
-
-    Returns:
-        Numbers of the windows that can be learned from (by their exact mask, or for pretraining by their noisy one),
-        which of them have exact labels, and the type of the pixels.
-    """
+def survey(dataset: sources.Dataset, size_px: int, tile: sources.Tile, whole: Path) -> Survey:
+    """Look through a tile's masks."""
     with Ground(dataset, tile, whole) as ground:
-        known: dict[str, list[NDArray]] = {"exact": [], "noisy": []}
+        strips = []
         for rows in files.strips(ground.shape, size_px):
-            for name, mask in ground.masks((rows, slice(0, ground.shape[1]))).items():
-                known[name].append((squares(mask, size_px) != VOID).any(axis=(1, 2)))
-        exact, noisy = (np.concatenate(known[name]) for name in ("exact", "noisy"))
-        useful = np.flatnonzero(exact | noisy if "pretrain" in tile.splits else exact)
-        return useful, exact[useful], sources.trainable(np.empty(0, ground.image.dtype)).dtype
+            dates = ground.masks((rows, slice(0, ground.shape[1])))
+            known = [
+                [(squares(d[name], size_px) != VOID).any(axis=(1, 2)) for d in dates] for name in ("exact", "noisy")
+            ]
+            strips.append(np.array(known))
+        exact, noisy = np.concatenate(strips, axis=2)  # each (dates, windows)
+        numbers = np.flatnonzero(exact[0] | noisy[0] if "pretrain" in tile.splits else exact[0])
+        shown = np.zeros((len(numbers), 1 + len(dataset.card.images.dates)), bool)
+        shown[:, : len(exact)] = (exact | noisy)[:, numbers].T
+        dtype = np.result_type(*(image.dtype for image in ground.images))
+        return Survey(numbers, exact[0, numbers], shown, sources.trainable(np.empty(0, dtype)).dtype)
 
 
 def fill(
@@ -77,23 +100,26 @@ def fill(
     tile: sources.Tile,
     whole: Path,
     numbers: NDArray[np.intp],
+    wanted: NDArray[np.bool_],
     first: int,
 ) -> None:
-    """Read windows of a tile and write them into the set's files, from place `first` on."""
+    """Read windows of a tile on the dates `wanted`, (n, D), and write them into the set's files from `first` on."""
     if not len(numbers):
         return
     with Ground(dataset, tile, whole) as ground:
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "exact", "noisy")}
         out = {name: ground.enter_context(open(folder / f"{name}.npy", "r+b")) for name in arrays}
         in_one_strip = ground.shape[0] * ground.shape[1] <= files.STRIP_PX
-        strip = ground.masks(tuple(slice(0, n) for n in ground.shape)) if in_one_strip else {}
-        for place, number in enumerate(numbers.tolist(), first):
+        strip = ground.masks(tuple(slice(0, n) for n in ground.shape)) if in_one_strip else []
+        for array, file in zip(arrays.values(), out.values(), strict=True):
+            file.seek(array.offset + first * array[:1].nbytes)
+        for number, dates in zip(numbers.tolist(), wanted, strict=True):
             corner = [size_px * n for n in divmod(number, ground.shape[1] // size_px)]
             window = tuple(slice(start, start + size_px) for start in corner)
-            masks = {name: mask[window] for name, mask in strip.items()} or ground.masks(window)
-            for name, part in {"images": ground.image.read(window), **masks}.items():
-                out[name].seek(arrays[name].offset + place * arrays[name][:1].nbytes)
-                out[name].write(np.ascontiguousarray(part, arrays[name].dtype).data)
+            masks = [{name: mask[window] for name, mask in own.items()} for own in strip] or ground.masks(window)
+            for date in np.flatnonzero(dates):
+                for name, part in {"images": ground.images[date].read(window), **masks[date]}.items():
+                    out[name].write(np.ascontiguousarray(part, arrays[name].dtype).data)
 
 
 def squares(array: NDArray, size_px: int) -> NDArray:

@@ -1,17 +1,22 @@
 """Patches: windows, splits by scene, budgets, fingerprints, whole-or-absent storage."""
 
+import json
+import shutil
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pystac
 import pytest
 import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
 from PIL import Image
 from toy import toy_patches
 
-from nbutils import legend, patches, study, training, windows
+from nbutils import disk, legend, patches, sources, study, training, windows
 
 DATA = toy_patches()
 
@@ -110,8 +115,8 @@ def test_code_digest_ignores_comments_and_docstrings_only():
         """Say it."""
         return x + 1  # why
 
-    digest = patches.code_digest(legend)
-    assert digest == patches.code_digest(legend) != patches.code_digest(patches)
+    digest = disk.code_digest(legend)
+    assert digest == disk.code_digest(legend) != disk.code_digest(patches)
 
 
 CARD = """
@@ -205,3 +210,209 @@ def test_sixteen_bit_images_can_be_trained_on(cache, folder_card, tmp_path):
 def test_patches_larger_than_every_image_are_refused(cache, folder_card):
     with pytest.raises(ValueError, match="smaller patch size"):
         patches.cut(patches.open_dataset(folder_card), size_px=128, max_patches=4, workers=1)
+
+
+# --- dates
+
+DATES = ("summer", "winter", "spring")
+SCENES = ("p0", "p1", "f0", "v0", "t0")  # f0 is for pretraining and fine-tuning
+HIGH, WIDE, SIZE = 48, 64, 16
+GRID = GeoBox.from_bbox((500000, 4000000, 500000 + WIDE, 4000000 + HIGH), "EPSG:32618", resolution=1)
+DATED = """
+name: dated
+licence: CC0
+get: made by the test
+root: {root}
+catalog: catalog.json
+images: {{asset: summer, dates: [winter, spring], bands: [ground, date], scale: 100}}
+exact: {{asset: exact, coding: index, legend: autogeo4}}
+noisy: {{from: mask, asset: noisy, coding: index, legend: autogeo4}}
+split: {{pretrain: ["p*", "f*"], finetune: ["f*"], validation: ["v*"], test: ["t*"]}}
+"""
+
+
+def pixels_of(scene: str, date: str) -> np.ndarray:
+    """Pixels that tell where and when: a number for each place on the ground, and the date's; 0 is no data."""
+    ground = np.arange(HIGH * WIDE).reshape(HIGH, WIDE) + 1 + SCENES.index(scene) * HIGH * WIDE
+    image = np.stack([ground, np.full_like(ground, 10 + DATES.index(date))])
+    if (scene, date) == ("p0", "spring"):
+        image[:, :SIZE, :SIZE] = 0  # a window without any data
+        image[:, :SIZE, SIZE : SIZE + 5] = 0
+    if (scene, date) == ("p0", "summer"):
+        image[:, 2 * SIZE :, -3:] = 0
+    return image.astype(np.uint16)
+
+
+def write_image(path: Path, image: np.ndarray, grid: GeoBox = GRID) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = dict(zip(("count", "height", "width"), image.shape, strict=True))
+    where = dict(transform=grid.transform, crs=str(grid.crs))
+    with rasterio.open(path, "w", driver="GTiff", dtype=image.dtype, nodata=0, **size, **where) as file:
+        file.write(image)
+    return path
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory) -> Path:
+    """A catalogue of five scenes on three dates; p1 has no exact mask, later dates are only where needed."""
+    root, rng = tmp_path_factory.mktemp("dates") / "dated", np.random.default_rng(0)
+    catalog = pystac.Catalog("dated", "five scenes")
+    for scene in SCENES:
+        day = {"start_datetime": "2024-01-01T00:00:00Z", "end_datetime": "2024-12-31T00:00:00Z"}
+        item = pystac.Item(scene, None, None, None, day)
+        for date in DATES if scene[0] in "pf" else DATES[:1]:
+            path = write_image(root / scene / f"{date}.tif", pixels_of(scene, date))
+            item.add_asset(date, pystac.Asset(str(path)))
+        for name in ("exact", "noisy") if scene != "p1" else ("noisy",):
+            mask = rng.integers(0, 4, (HIGH, WIDE), dtype=np.uint8)
+            path = sources.write_mask(root / scene / f"{name}.tif", mask, GRID, legend.get("autogeo4"))
+            item.add_asset(name, pystac.Asset(str(path)))
+        catalog.add_item(item)
+    catalog.normalize_hrefs(str(root))
+    for item in catalog.get_items():
+        item.make_asset_hrefs_relative()
+    catalog.save(pystac.CatalogType.SELF_CONTAINED)
+    return root
+
+
+@pytest.fixture
+def dated(cache, catalogue, tmp_path) -> Path:
+    """A card on a copy of the catalogue."""
+    card, root = tmp_path / "dated.yaml", shutil.copytree(catalogue, tmp_path / "dated")
+    card.write_text(DATED.format(root=root))
+    return card
+
+
+@pytest.fixture(scope="module")
+def found(catalogue) -> patches.PatchSet:
+    """All its patches."""
+    card = catalogue.parent / "dated.yaml"
+    card.write_text(DATED.format(root=catalogue))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patches, "CACHE", catalogue.parent / "cache")
+        return cut_dated(card)
+
+
+def cut_dated(card: Path, **more) -> patches.PatchSet:
+    return patches.cut(patches.open_dataset(card), **{"size_px": SIZE, "max_patches": 1000, "workers": 1} | more)
+
+
+def shown_by(image: np.ndarray) -> tuple[str, int, int, str]:
+    """Scene, row, column and date of a patch of `pixels_of`."""
+    at = np.argwhere(image[0])[-1]  # the last pixel with data
+    scene, ground = divmod(int(image[0][tuple(at)]) - 1, HIGH * WIDE)
+    row, column = np.subtract(divmod(ground, WIDE), at)
+    return SCENES[scene], int(row), int(column), DATES[int(image[1][tuple(at)]) - 10]
+
+
+def test_a_window_for_pretraining_is_cut_on_every_date(found, catalogue):
+    told = [shown_by(image) for image in found.images]
+    for (scene, row, column, date), image, noisy, exact in zip(told, found.images, *found.masks.values(), strict=True):
+        window = (slice(row, row + SIZE), slice(column, column + SIZE))
+        of_file = pixels_of(scene, date)[(slice(None), *window)]
+        assert np.array_equal(image, of_file)
+        for name, mask in (("noisy", noisy), ("exact", exact)):
+            path = catalogue / f"{scene}/{name}.tif"
+            want = sources.read_image(path)[0][0][window] if path.exists() else np.full((SIZE, SIZE), legend.VOID)
+            assert np.array_equal(mask, np.where(of_file[0] == 0, legend.VOID, want)), "void where that date is"
+    every = {(s, r, c) for s in SCENES for r in range(0, HIGH, SIZE) for c in range(0, WIDE, SIZE)}
+    want = {(*at, date) for at in every for date in (DATES if at[0][0] in "pf" else DATES[:1])}
+    assert len(told) == len(set(told)) and set(told) == want - {("p0", 0, 0, "spring")}
+    assert found.scenes.tolist() == [scene for scene, *_ in told]
+    assert found.mean[1] == pytest.approx(np.mean(found.split("pretrain").images[:, 1] / 100))
+
+
+def test_places_number_the_ground(found):
+    grounds = [shown_by(image)[:3] for image in found.images]
+    assert found.places.dtype == np.int64
+    assert len(set(grounds)) == len(set(zip(found.places.tolist(), grounds, strict=True))) == found.places.max() + 1
+    pretrain = found.split("pretrain")
+    noisy = {k: pretrain.masks["noisy"][pretrain.places == k] for k in np.unique(pretrain.places)}
+    lengths = [len(masks) for masks in noisy.values()]
+    assert sorted(lengths) == [2] + [3] * 35, "of one window one date is nothing but holes"
+    whole = [masks for masks in noisy.values() if not (masks == legend.VOID).any()]
+    assert len(whole) == 34 and all((masks == masks[0]).all() for masks in whole)
+
+
+def test_other_dates_are_for_pretraining_only_and_splits_share_no_scene(found):
+    for name in ("finetune", "validation", "test"):
+        part = found.split(name)
+        assert {shown_by(image)[3] for image in part.images} == {"summer"} and len(part) == 12
+    assert set(found.split("finetune").places) < set(found.split("pretrain").places), "scene f0 is in both"
+    held = set(found.split("test").scenes) | set(found.split("validation").scenes)
+    assert held == {"v0", "t0"} and not held & set(found.split("pretrain").scenes)
+
+
+@pytest.mark.parametrize("most, windows_drawn", [(1, 1), (3, 1), (8, 2), (20, 6)])
+def test_dates_share_the_number_of_patches(dated, most, windows_drawn):
+    found = cut_dated(dated, max_patches=most)
+    pretrain = found.split("pretrain")
+    assert len(np.unique(pretrain.places)) == windows_drawn and 3 * windows_drawn - 1 <= len(pretrain)
+    assert len(pretrain) <= max(most, 3) and len(found.split("test")) == min(most, 12)
+    assert len(set(pretrain.scenes)) == min(windows_drawn, 3), "spread over the scenes"
+
+
+def test_places_survive_whatever_is_done_to_patches(found, cache):
+    part = found.take(np.arange(len(found))[::-3])
+    assert np.array_equal(part.places, found.places[::-3])
+    drawn = found.split("pretrain").budget(9, seed=1)
+    ground = {place: shown_by(image)[:3] for place, image in zip(found.places, found.images, strict=True)}
+    assert all(ground[k] == shown_by(image)[:3] for k, image in zip(drawn.places, drawn.images, strict=True))
+    other = patches.with_noisy(found, np.zeros_like(found.masks["noisy"]), found.noisy_legend)
+    back = patches.load(other.fingerprint)
+    assert np.array_equal(back.places, found.places) and back.places.dtype == np.int64
+    assert patches.content_hash(back) == other.fingerprint != found.fingerprint
+
+
+def test_the_fingerprint_sees_places_where_there_are_some(found, dated):
+    hashes = [patches.content_hash(replace(found, places=p)) for p in (found.places, found.places[::-1], None)]
+    assert hashes[0] == found.fingerprint and len(set(hashes)) == 3
+    dated.write_text(dated.read_text().replace("dates: [winter, spring], ", ""))
+    plain = cut_dated(dated)
+    assert plain.places is None and len(plain) == 5 * 12
+    assert "places" not in (patches.CACHE / plain.fingerprint / "patches.json").read_text()
+
+
+def test_dated_patches_are_read_back_until_a_date_changes(found, dated, monkeypatch):
+    first = cut_dated(dated)
+    assert first.fingerprint == found.fingerprint
+    with monkeypatch.context() as patch:
+        patch.setattr(patches, "_cut", None)  # a second reading of the files would fail
+        again = cut_dated(dated)
+    assert again.fingerprint == first.fingerprint and np.array_equal(again.places, first.places)
+    write_image(dated.parent / "dated/p1/winter.tif", pixels_of("p1", "winter") + 1)
+    assert cut_dated(dated).fingerprint != first.fingerprint
+
+
+def test_strips_do_not_change_dated_patches(found, dated, monkeypatch):
+    monkeypatch.setattr(patches.files, "STRIP_PX", 1)
+    assert cut_dated(dated).fingerprint == found.fingerprint
+
+
+def test_a_date_that_does_not_fit_its_image_is_named(dated):
+    path = dated.parent / "dated/p1/spring.tif"
+    image, raw = pixels_of("p1", "spring"), path.read_bytes()
+    moved = GeoBox.from_bbox((500003, 4000000, 500003 + WIDE, 4000000 + HIGH), GRID.crs, resolution=1)
+    wrong = [
+        (lambda: write_image(path, image, moved), "lies up to 3.0 pixels off its image"),
+        (lambda: write_image(path, image[:, 1:]), r"is \(47, 64\) \(rows, columns\), its image is \(48, 64\)"),
+        (lambda: write_image(path, image[:1]), "has 1 bands, the card names 2"),
+        (lambda: path.write_bytes(raw[:-3000]), "cannot be read"),
+    ]
+    for damage, message in wrong:
+        damage()
+        with pytest.raises(sources.SourceError, match=f"p1/spring.tif: {message}"):
+            cut_dated(dated)
+    path.unlink()
+    with pytest.raises(sources.DataMissing, match="p1/spring.tif of item 'p1' is missing"):
+        cut_dated(dated)
+    assert not list(patches.CACHE.glob("*")), "nothing half written"
+
+
+def test_a_date_that_an_item_lacks_is_named(dated):
+    path = dated.parent / "dated/p1/p1.json"
+    item = json.loads(path.read_text())
+    del item["assets"]["winter"]
+    path.write_text(json.dumps(item))
+    with pytest.raises(sources.CardError, match=r"images.dates 'winter': 1 image\(s\) have no file: .*p1/summer.tif"):
+        patches.open_dataset(dated)

@@ -109,6 +109,8 @@ FAULTS = [
     (("images", "asset"), "image", r"images: give either `glob`"),
     (("images", "scene"), "scene (", r"images\.scene: got 'scene \('; not a regular expression"),
     (("images", "scene"), "scene .", r"images\.scene: .*needs exactly one \(group\), has 0"),
+    (("images", "dates"), ["*/images/*.png"], r"images: `dates` are further dates .*got '\*/images/\*.png' twice"),
+    (("images", "dates"), "*.png", r"images\.dates: got '\*.png'; Input should be a valid tuple"),
     (("images", "scale"), 0, r"images\.scale: got 0; Input should be greater than 0"),
     (("noisy", "from"), "injct", r"noisy\.from: got 'injct'; allowed are 'inject', 'lidar', 'mask'"),
     (("noisy", "from"), None, r"noisy\.from: got 'nothing'; allowed"),
@@ -232,6 +234,27 @@ def test_noisy_masks_in_files_and_pretraining_ground_without_exact_masks(card, w
     assert [t.exact is None for t in dataset.tiles_of("pretrain")] == [True, True]
     assert all(t.noisy for t in dataset.tiles_of("pretrain")) and not any(t.noisy for t in dataset.tiles_of("test"))
     assert (sources.read_exact(dataset, dataset.tiles[0]) == VOID).all(), "no exact mask: void, never class 0"
+
+
+def test_further_dates_are_paired_like_masks(card, write, tmp_path):
+    for date in ("may", "june"):
+        for scene in "ac":
+            folder = tmp_path / f"data/scene {scene}"
+            shutil.copytree(folder / "images", folder / date)
+    card["images"]["dates"] = ["*/may/*.png", "*/june/*.png"]
+    dataset = sources.read_dataset(write(card))
+    for tile in dataset.tiles:
+        want = [tile.image.parents[1] / date / tile.image.name for date in ("may", "june")]
+        assert tile.dates == (tuple(want) if tile.scene == "a" else ()), "for pretraining only"
+        assert set(tile.files) == {tile.image, tile.exact, *tile.dates}
+    (tmp_path / "data/scene a/june/part1.png").unlink()
+    with pytest.raises(
+        CardError, match=r"images.dates '\*/june/\*.png': 1 image\(s\) have no file: .*images/part1.png"
+    ):
+        sources.read_dataset(write(card))
+    (tmp_path / "data/scene a/may/part0.png").rename(tmp_path / "data/scene a/may/part7.png")
+    with pytest.raises(CardError, match=r"images.dates '\*/may/\*.png': 1 file\(s\) have no image .*may/part7.png"):
+        sources.read_dataset(write(card))
 
 
 def test_missing_data_say_how_to_get_them(card, write, tmp_path):

@@ -7,7 +7,7 @@ What needs several returns is reckoned on *blocks* of cells about a metre wide, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from nbutils.lidar.points import CHUNK, Points, iter_points, read_crs
 Source = Points | str | Path | Iterable[str | Path]
 _CODE_GROUND, _CODES_NOISE = 2, (7, 18)  # class codes of the ASPRS; no other is looked at
 _MARGIN_M = 32.0
+PULSE = 360360  # divisible by 1 .. 15: a return's share of its pulse as a whole number makes sums exact in any order
+_PART_OF_PULSE = np.array([0.0] + [PULSE // n for n in range(1, 16)] + [PULSE // 15] * 240)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Work:
         return tuple(slice(self.margin - rim, self.margin + n * self.split + rim) for n in self.grid.shape)
 
     @property
+    def blocks(self) -> tuple[int, int]:
+        """Rows and columns of blocks, with the margin."""
+        return self.shape[0] // self.block, self.shape[1] // self.block
+
+    @property
     def to_cells(self) -> Affine:
         """From the grid's coordinates to column and row of cells."""
         return Affine.translation(self.margin, self.margin) * Affine.scale(self.split) * ~self.grid.transform
@@ -104,14 +111,63 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Returns:
-    """All returns on the cells, 12 bytes each: flat cell number, height, returns of its pulse, intensity, ground."""
+class Part:
+    """Some returns on the cells, 12 bytes each, whose pulses and codes are forgotten.
+
+    Attributes:
+        cell: Flat number of the cell.
+        block: Flat number of its block.
+        z: Height in metres.
+    """
 
     cell: NDArray[np.int32]
+    block: NDArray[np.int32]
     z: NDArray[np.float32]
-    of: NDArray[np.uint8]
-    intensity: NDArray[np.uint16]
-    ground: NDArray[np.bool_]
+
+
+class Returns:
+    """All returns on the cells, and what is reckoned from them without the ground.
+
+    Attributes:
+        parts: The returns.
+        count: Returns of every cell; shape of the work, as `lowest` and `coded`.
+        lowest: Lowest return of every cell, metres; inf where there is none.
+        coded: The same of returns that the file calls ground.
+        ground: How many these are.
+        sums: Over blocks, shape (blocks,): returns of pulses with several (`split`) and their `pulses` in units of
+            1 / `PULSE`; intensity of the other returns (`echo`).
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.parts, self.ground = work, [], 0
+        self.count = np.zeros(work.shape, np.int32)
+        self.lowest, self.coded = (np.full(work.shape, np.inf, np.float32) for _ in range(2))
+        self.sums = {name: np.zeros(work.blocks[0] * work.blocks[1]) for name in ("split", "pulses", "echo")}
+
+    def __len__(self) -> int:
+        return sum(len(part.cell) for part in self.parts)
+
+    def add(self, points: Points, place: Callable) -> None:
+        """Lay returns on the cells; noise and what lies elsewhere is left out."""
+        rows, columns, z, of, intensity, ground = _used(points, place, self.work)
+        k, across = self.work.block, self.work.shape[1]
+        cell = rows * np.int32(across) + columns
+        block = cell if k == 1 else rows // np.int32(k) * np.int32(across // k) + columns // np.int32(k)
+        self.parts.append(Part(cell, block, z))
+        at, block = cell.astype(np.intp), block.astype(np.intp)  # what numpy counts by
+        np.add.at(self.count.ravel(), at, np.int32(1))
+        np.minimum.at(self.lowest.ravel(), at, z)
+        if ground is not None and ground.any():
+            self.ground += np.count_nonzero(ground)
+            np.minimum.at(self.coded.ravel(), at[ground], z[ground])
+        split = np.flatnonzero(of > 1) if of is not None else []
+        if len(split):
+            np.add.at(self.sums["split"], block[split], 1.0)
+            np.add.at(self.sums["pulses"], block[split], _PART_OF_PULSE[of[split]])
+        if intensity is not None:
+            echo = intensity.astype(np.float64)
+            echo[split] = 0
+            np.add.at(self.sums["echo"], block, echo)
 
 
 def collect(points: Source, work: Work) -> Returns:
@@ -121,11 +177,12 @@ def collect(points: Source, work: Work) -> Returns:
         ValueError: No return falls there.
         SourceError: The same of files, or a file that cannot be read.
     """
+    returns = Returns(work)
     if isinstance(points, Points):
         place = work.placing(points.crs)[0]
-        parts = [_laid(points[i : i + CHUNK], place, work) for i in range(0, len(points), CHUNK)]
+        for i in range(0, len(points), CHUNK):
+            returns.add(points[i : i + CHUNK], place)
     else:
-        parts = []
         for path in _paths(points):
             try:
                 place, bounds = work.placing(read_crs(path))
@@ -133,10 +190,11 @@ def collect(points: Source, work: Work) -> Returns:
                 raise
             except ValueError as error:
                 raise SourceError(f"{path}: {error}; correct the CRS of the file or of the image") from None
-            parts += [_laid(part, place, work) for part in iter_points(path, bounds=bounds)]
-    if not sum(len(part.cell) for part in parts):
+            for part in iter_points(path, bounds=bounds):
+                returns.add(part, place)
+    if not len(returns):
         raise missed(points, work)
-    return Returns(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Returns)))
+    return returns
 
 
 def missed(points: Source, work: Work) -> ValueError:
@@ -162,27 +220,19 @@ def _affine(to: Affine, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
     return columns, rows
 
 
-def _laid(part: Points, place: Callable, work: Work) -> Returns:
-    columns, rows = place(part.x, part.y)
+def _used(points: Points, place: Callable, work: Work) -> tuple[NDArray | None, ...]:
+    """Row, column, height, returns of the pulse, intensity and whether it is ground of what falls on the work."""
+    columns, rows = place(points.x, points.y)
     height, width = work.shape
-    use = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height) & np.isfinite(part.z)
-    codes, n = part.classification, len(part)
+    use = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height) & np.isfinite(points.z)
+    codes = points.classification
     if codes is not None:
         use &= ~np.isin(codes, _CODES_NOISE)
-    z = part.z if part.crs is not None else part.z * work.unit_m
-    got = (columns, rows, z, np.ones(n, np.uint8) if part.number_of_returns is None else part.number_of_returns,
-           np.zeros(n, np.uint16) if part.intensity is None else part.intensity,
-           np.zeros(n, bool) if codes is None else codes == _CODE_GROUND)  # fmt: skip
-    columns, rows, z, of, intensity, ground = got if use.all() else (a[use] for a in got)
-    cell = rows.astype(np.int32) * np.int32(width) + columns.astype(np.int32)
-    return Returns(cell, z.astype(np.float32), of, intensity, ground)
-
-
-def lowest_of(cell: NDArray[np.int32], z: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Lowest return of every cell; inf where there is none."""
-    out = np.full(shape[0] * shape[1], np.inf, np.float32)
-    np.minimum.at(out, cell, z)
-    return out.reshape(shape)
+    z = points.z if points.crs is not None else points.z * work.unit_m
+    got = (rows, columns, z, points.number_of_returns, points.intensity,
+           None if codes is None else codes == _CODE_GROUND)  # fmt: skip
+    rows, columns, z, *told = got if use.all() else (a if a is None else a[use] for a in got)
+    return rows.astype(np.int32), columns.astype(np.int32), z.astype(np.float32), *told
 
 
 def gaps(seen: NDArray[np.bool_], work: Work, gap_m: float):

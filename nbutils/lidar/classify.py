@@ -26,6 +26,7 @@ from scipy import ndimage
 
 from nbutils.legend import VOID
 from nbutils.lidar.cells import (
+    PULSE,
     Returns,
     Source,
     Work,
@@ -35,14 +36,13 @@ from nbutils.lidar.cells import (
     filled_from,
     gaps,
     in_blocks,
-    lowest_of,
     missed,
     opened,
     spread,
     to_blocks,
 )  # fmt: skip
 from nbutils.lidar.ground import find_ground
-from nbutils.lidar.points import CHUNK, Points
+from nbutils.lidar.points import Points
 
 BACKGROUND, TREE, BUILDING, ROAD = range(4)  # the order of the legend `autogeo4`
 Image = xr.DataArray | tuple[NDArray, Sequence[str]]
@@ -50,7 +50,6 @@ _LEAST_M = 0.7  # returns lower than this are the ground beside a wall or below 
 _SKIN_M = 1.0  # returns so far below the highest of their block came through what returned that one
 _DOUBT = 2  # returns that speak neither for leaves nor for a roof: with fewer around a share tells little
 _SPIKE_M = 12.0  # what rises so far above all its neighbours is a bird, a wire or an error
-_PULSE = 360360  # divisible by 1 .. 15: a return's share of its pulse as a whole number makes sums exact in any order
 
 
 @dataclass(frozen=True)
@@ -222,14 +221,11 @@ def apply_rules(statistics: xr.Dataset, rules: LidarRules | None = None) -> NDAr
 def _measure(points, work: Work, rules: LidarRules, image: Image | None) -> xr.Dataset:
     """The layers of `measure` on the cells of the grid, without the margin."""
     r = collect(points, work)
-    k, size = work.block, work.shape[0] * work.shape[1]
-    count = np.bincount(r.cell, minlength=size).reshape(work.shape)
+    k, count, lowest = work.block, r.count, r.lowest
     if not count[work.inner()].any():
         raise missed(points, work)
-    lowest = lowest_of(r.cell, r.z, work.shape)
-    coded = lowest_of(r.cell[r.ground], r.z[r.ground], work.shape) if r.ground.any() else None
-    blocks = (None if a is None else in_blocks(a, k, np.minimum) for a in (lowest, coded))
-    under = spread(find_ground(*blocks, r.ground.mean(), k * work.cell_m, rules), k)
+    blocks = (None if a is None else in_blocks(a, k, np.minimum) for a in (lowest, r.coded if r.ground else None))
+    under = spread(find_ground(*blocks, r.ground / len(r), k * work.cell_m, rules), k)
     if k > 1:
         under = ndimage.uniform_filter(under, k | 1, mode="nearest")
     top, sums = _above(r, under, work)
@@ -259,35 +255,27 @@ def _measure(points, work: Work, rules: LidarRules, image: Image | None) -> xr.D
 def _above(r: Returns, under: NDArray[np.float32], work: Work) -> tuple[NDArray[np.float32], dict[str, NDArray]]:
     """Highest return above the ground of every cell (-inf: none), and sums over blocks.
 
-    The sums: returns from above the ground (`high`), their `heights` and squares, and how many of them lie less than
-    `_SKIN_M` below the highest of their block (`skin`); returns of pulses with several
-    (`split`) and their `pulses` in units of 1 / `_PULSE`; intensity of the other returns (`echo`).
+    The sums: those of `Returns`, returns from above the ground (`high`), their `heights` and squares, and how many of
+    them lie less than `_SKIN_M` below the highest of their block (`skin`).
     """
-    k, shape = work.block, tuple(n // work.block for n in work.shape)
-    size, ground = shape[0] * shape[1], under.ravel()
-    top = np.full(ground.size, -np.inf, np.float32)
-    block_of = spread(np.arange(size).reshape(shape), k).ravel()
-    part_of_pulse = np.array([0.0] + [_PULSE // max(n, 1) for n in range(1, 16)] + [_PULSE // 15] * 240)
-    sums = {name: np.zeros(size) for name in ("high", "heights", "squares", "skin", "split", "pulses", "echo")}
+    ground, top = under.ravel(), np.full(under.size, -np.inf, np.float32)
+    sums = {name: np.zeros(work.blocks).ravel() for name in ("high", "heights", "squares", "skin")}
     high = []
-    for i in range(0, len(r.cell), CHUNK):
-        cell, of, echo = r.cell[i : i + CHUNK], r.of[i : i + CHUNK], r.intensity[i : i + CHUNK]
-        height, block = r.z[i : i + CHUNK] - ground[cell], block_of[cell]
+    for part in r.parts:
+        cell = part.cell.astype(np.intp)  # what numpy counts by
+        height = part.z - ground.take(cell)
         np.maximum.at(top, cell, height)
-        up, split = np.flatnonzero(height >= _LEAST_M), np.flatnonzero(of > 1)
-        high.append((block[up], height[up]))
-        up_at, up_by, split_at = block[up], height[up].astype(np.float64), block[split]
-        wanted = [("high", up_at, None), ("heights", up_at, up_by), ("squares", up_at, up_by * up_by)]
-        if len(split):
-            wanted += [("split", split_at, None), ("pulses", split_at, part_of_pulse[of[split]])]
-        if echo.any():
-            wanted.append(("echo", block, np.where(of > 1, 0, echo)))
-        for name, at, weight in wanted:
-            sums[name] += np.bincount(at, weight, size)
-    skin = in_blocks(top.reshape(work.shape), k, np.maximum).ravel() - np.float32(_SKIN_M)
+        up = np.flatnonzero(height >= _LEAST_M)
+        block, height = part.block.take(up).astype(np.intp), height.take(up)
+        high.append((block, height))
+        by = height.astype(np.float64)
+        for name, weight in (("high", 1.0), ("heights", by), ("squares", by * by)):
+            np.add.at(sums[name], block, weight)
+    top = top.reshape(work.shape)
+    skin = in_blocks(top, work.block, np.maximum).ravel() - np.float32(_SKIN_M)
     for block, height in high:
-        sums["skin"] += np.bincount(block[height > skin[block]], minlength=size)
-    return top.reshape(work.shape), {name: a.reshape(shape) for name, a in sums.items()}
+        np.add.at(sums["skin"], block[height > skin.take(block)], 1.0)
+    return top, {name: a.reshape(work.blocks) for name, a in (sums | r.sums).items()}
 
 
 def _bright(intensity: NDArray, returns: NDArray) -> float:
@@ -308,7 +296,7 @@ def _bright(intensity: NDArray, returns: NDArray) -> float:
 def _judged(sums: dict[str, NDArray], count: NDArray, level: NDArray, rules: LidarRules) -> dict[str, NDArray]:
     """The layers that are judged by blocks with their neighbours; NaN where the file does not tell."""
     unknown = np.full(count.shape, np.nan, np.float32)
-    sums = {**sums, "pulses": sums["pulses"] / _PULSE, "count": count}  # exact so far
+    sums = {**sums, "pulses": sums["pulses"] / PULSE, "count": count}  # exact so far
     high, skin, split, echo, pulses, count = (
         sums[name].astype(np.float32) for name in ("high", "skin", "split", "echo", "pulses", "count")
     )

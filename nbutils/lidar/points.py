@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from nbutils.files import SourceError, _unreadable
 
-CHUNK = 500_000  # returns held at once: a few tens of MB
+CHUNK = 250_000  # returns held at once: some ten MB, which stay in the caches
 _UNITS = {9001: 1.0, 9002: 0.3048, 9003: 1200 / 3937}  # metres per unit of length, by its EPSG code
 _VERTICAL_UNIT_KEY = 4099  # of GeoTIFF
 _NODE = np.dtype([("level", "<i4"), ("x", "<i4"), ("y", "<i4"), ("z", "<i4"),
@@ -116,7 +117,7 @@ def iter_points(path: str | Path, chunk: int = CHUNK, bounds: Sequence[float] | 
         if raw is not None and (header.mins[:2] >= raw[:2]).all() and (header.maxs[:2] <= raw[2:]).all():
             raw = None
         got = 0
-        for record in _records(path, reader, chunk, raw):
+        for record in _ahead(_records(path, reader, chunk, raw)):
             got += len(record)
             points = _metres(record, header, crs, across, up)
             if raw is not None:
@@ -127,6 +128,18 @@ def iter_points(path: str | Path, chunk: int = CHUNK, bounds: Sequence[float] | 
                 yield points
         if raw is None and got != header.point_count:
             raise SourceError(f"{path}: holds {got} of {header.point_count} points; fetch or write the file again")
+
+
+def _ahead(parts: Iterator[laspy.PackedPointRecord]) -> Iterator[laspy.PackedPointRecord]:
+    """Have the next part made by a second thread while this one is in use; decoders let both run.
+
+    What the making of a part raises arrives in its turn, and a consumer that stops waits for the part under way.
+    """
+    with ThreadPoolExecutor(1) as second:
+        coming = second.submit(next, parts, None)
+        while (part := coming.result()) is not None:
+            coming = second.submit(next, parts, None)
+            yield part
 
 
 def read_crs(path: str | Path) -> pyproj.CRS | None:

@@ -24,7 +24,7 @@ from distributed import Client, LocalCluster, as_completed
 from torch import nn
 from tqdm import tqdm
 
-from nbutils import ROOT, networks, objectives, patches, probing, training
+from nbutils import ROOT, batches, checkpoint, networks, objectives, patches, probing, training, watching
 from nbutils.files import alone
 from nbutils.legend import VOID
 from nbutils.patches import PatchSet
@@ -229,7 +229,7 @@ def probe_layers(
         "data": data.fingerprint,
         "n_pixels": n_pixels,
         "seed": seed,
-        "code": patches.code_digest(probing, networks, training),
+        "code": patches.code_digest(probing, networks, batches),
     }
 
     def build() -> dict[str, list[list[int]]]:
@@ -397,7 +397,8 @@ def _code() -> str:
     """Digest of what computes a result from its patches; how those were cut is in their own fingerprint."""
     reading = (PatchSet.take, PatchSet.split, PatchSet.budget, PatchSet.exact_as_noisy, patches._spread)
     parts = (objectives.masks, objectives.objective, objectives.selfsupervised, objectives.views)
-    return patches.code_digest(networks, training, *parts, *reading, _train, _evaluate)[:16]
+    loop = (training, batches, checkpoint, watching)
+    return patches.code_digest(networks, *loop, *parts, *reading, _train, _evaluate)[:16]
 
 
 def _precision(asked: str) -> str:

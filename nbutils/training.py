@@ -203,6 +203,7 @@ class _Loop:
         """Return all that the next step depends on, and the curve so far."""
         return {
             "objective": dict(self.objective.state_dict()),
+            "buffers": _unlisted(self.objective),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "batches": self.batches.state_dict(),
@@ -217,6 +218,8 @@ class _Loop:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.objective.load_state_dict(state["objective"])
+        for name, value in state["buffers"].items():
+            self.objective.get_buffer(name).copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, own in self.optimizer.state.items():
             for name, value in own.items():
@@ -231,6 +234,12 @@ class _Loop:
         self.step, self.curve = state["step"], state["curve"]
         self.losses = [loss.to(device) for loss in state["losses"]]
         self.watch.counts = None if state["watch"] is None else state["watch"].to(device)
+
+
+def _unlisted(module: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that `state_dict` leaves out, such as the queue of keys in lightly's memory bank."""
+    listed = module.state_dict().keys()
+    return {name: value for name, value in module.named_buffers() if name not in listed}
 
 
 def curve_steps(steps: int) -> list[int]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from toy import toy_patches
@@ -249,6 +249,7 @@ TREES = st.recursive(
 )
 
 
+@settings(max_examples=30)
 @given(TREES)
 def test_a_tree_is_read_back_as_it_was(tmp_path_factory, tree):
     path = tmp_path_factory.mktemp("tree") / "own"

@@ -22,7 +22,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nbutils import ROOT, audit, distance, labelling, legend, networks, noise, objectives, patches, simulate, training
+from nbutils import (
+    ROOT,
+    audit,
+    batches,
+    distance,
+    labelling,
+    legend,
+    networks,
+    noise,
+    objectives,
+    patches,
+    simulate,
+    training,
+)
 from nbutils.legend import VOID
 
 PATCH_PX, BATCH, STEPS, BANDS = 96, 16, 6, ("nir", "red", "green", "blue")
@@ -98,7 +111,7 @@ def bench_training(data: patches.PatchSet, encoder: str, precision: str) -> list
     plan = training.Plan(steps=STEPS, batch_size=BATCH, learning_rate=1e-3, precision=precision, seed=0)
     ours, bare = network(encoder), network(encoder).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(bare.parameters(), lr=1e-3)
-    images, masks = next(training.batches(data, "exact", plan))
+    images, masks, _ = next(batches.Batches(data, "exact", batch_size=BATCH, seed=0))
 
     def bare_loop() -> None:
         for _ in range(STEPS):

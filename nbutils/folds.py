@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nbutils import networks, objectives, training
+from nbutils.batches import normalise
 from nbutils.patches import PatchSet
 
 
@@ -103,5 +104,5 @@ def _predict(
         part = index[start : start + batch_size]
         raw = torch.as_tensor(np.ascontiguousarray(data.images[part]), device=fabric.device)
         with fabric.autocast():
-            logits = network(training.normalise(raw, data))
+            logits = network(normalise(raw, data))
         out[part] = logits.float().softmax(dim=1).cpu().numpy()

@@ -14,7 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from nbutils import statistics, training
+from nbutils import statistics
+from nbutils.batches import normalise
 from nbutils.legend import VOID
 from nbutils.patches import PatchSet
 
@@ -60,7 +61,7 @@ def _features(
         if not len(own):
             continue
         images = torch.as_tensor(np.ascontiguousarray(patches.images[start : start + batch_size]))
-        for name, maps in zip(names, encoder(training.normalise(images, patches))[1:], strict=True):
+        for name, maps in zip(names, encoder(normalise(images, patches))[1:], strict=True):
             rows = own[:, 1] * maps.shape[2] // patches.patch_px
             columns = own[:, 2] * maps.shape[3] // patches.patch_px
             parts[name].append(maps[own[:, 0] - start, :, rows, columns].float().numpy())

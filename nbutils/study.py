@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from nbutils import arms, execution, networks, patches, probing, training
+from nbutils import arms, batches, checkpoint, execution, networks, patches, probing, training, watching
 from nbutils.arms import ARMS, LEARNING_RATES
 from nbutils.disk import code_digest
 from nbutils.execution import build, encoder_weights, execute, run_many, watched
@@ -185,7 +185,7 @@ def probe_layers(
         "data": data.fingerprint,
         "n_pixels": n_pixels,
         "seed": seed,
-        "code": code_digest(probing, networks, training),
+        "code": code_digest(probing, networks, batches),
     }
 
     def build() -> dict[str, dict[str, list]]:
@@ -242,7 +242,8 @@ def _code(arm: str) -> str:
     """Digest of what computes a result of an arm from its patches; how those were cut is in their own fingerprint."""
     reading = (PatchSet.take, PatchSet.split, PatchSet.budget, PatchSet.exact_as_noisy, patches._spread)
     running = (execution.build, execution._train, execution._evaluate, execution._count)
-    return code_digest(networks, training, *arms.code_of(arm), arms.objective_of, *reading, *running)[:16]
+    loop = (training, batches, checkpoint, watching)
+    return code_digest(networks, *loop, *arms.code_of(arm), arms.objective_of, *reading, *running)[:16]
 
 
 def _precision(asked: str) -> str:

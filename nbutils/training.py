@@ -1,7 +1,7 @@
 """The training loop and the evaluation, the same for every arm, on Lightning Fabric.
 
-Everything here is a function of its arguments: randomness comes in as a seed or a generator, data as a `PatchSet`,
-precision as a word. Patches are held in memory and augmented as whole batches, which on a CPU beats worker processes.
+Everything here is a function of its arguments: randomness comes in as a seed, data as a `PatchSet`, precision as a
+word.
 """
 
 import json
@@ -9,8 +9,10 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nbutils import ROOT, networks, objectives, statistics
+from nbutils import checkpoint as checkpoints
+from nbutils.batches import Batches, normalise
 from nbutils.patches import PatchSet
+from nbutils.watching import Watch, look
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 _MIN_GAIN = (
@@ -61,89 +66,191 @@ class Plan:
             raise ValueError(f"need steps >= 1 and batch_size >= 2 (BatchNorm), got {self.steps} and {self.batch_size}")
 
 
-def fit(objective: objectives.Objective, patches: PatchSet, target: str, plan: Plan) -> list[dict[str, float]]:
-    """Train an objective in place.
+def fit(
+    objective: objectives.Objective,
+    patches: PatchSet,
+    target: str,
+    plan: Plan,
+    *,
+    truth: NDArray[np.uint8] | None = None,
+    judge: Callable[[], dict[str, float]] | None = None,
+    looks: int = 10,
+    checkpoint: Path | None = None,
+    tag: str = "",
+    save_every_s: float = 60.0,
+) -> list[dict[str, float]]:
+    """Train an objective in place; what was killed goes on from its last checkpoint to the same bits.
+
+    Nothing of watching and saving changes what is learned.
 
     Args:
-        objective: Module whose ``forward(images, masks)`` is the loss; its frozen weights stay as they are.
+        objective: Module whose ``forward(images, masks)`` is the loss; its frozen weights stay as they are. All that
+            its next loss depends on is in its `state_dict`.
         patches: What it sees.
         target: Which masks it is given, ``noisy`` or ``exact``.
         plan: Steps, batch size, learning rate, precision and seed.
+        truth: (N, h, w) uint8 masks in the target's legend, 255 = void, to compare with; they enter no loss.
+        judge: Called with the objective in evaluation mode; returns numbers for the curve.
+        looks: How often it is called, evenly over the curve, the last time after the last step.
+        checkpoint: File of the checkpoint, of this training alone; gone once the training is over, well or not.
+        tag: What determines the result besides the arguments above, such as the key of the run: with another tag, and
+            where the file is damaged, training starts anew.
+        save_every_s: Least seconds between two checkpoints.
 
     Returns:
-        The loss over training, at most 50 points, each the mean since the one before: ``step`` and ``loss``.
+        At most 50 points over training: ``step`` and ``loss``, the mean since the point before. Where the objective
+        predicts masks, shares of pixels since then: ``accuracy`` against the masks it was given; with a truth
+        ``truth_accuracy`` and, of the pixels whose label differs from the truth, those predicted as the label says,
+        ``wrong_as_labelled``, and as the truth says, ``wrong_as_truth``. A share of no pixels is left out. Last what
+        the judge said.
 
     Raises:
+        ValueError: The truth is not of the masks' shape and type.
         TrainingError: The loss is no longer finite; the message names the step.
     """
-    fabric = Fabric(accelerator="auto", devices=1, precision=PRECISIONS[plan.precision])
-    objective.to(memory_format=torch.channels_last)
-    weights = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, plan.steps))
-    module, optimizer = fabric.setup(objective, optimizer)
-    every, curve, losses = max(1, plan.steps // 50), [], []
+    given = patches.masks[target]
+    if truth is not None and (truth.shape != given.shape or truth.dtype != np.uint8):
+        raise ValueError(f"truth must be uint8 {given.shape} like the {target} masks, got {truth.dtype} {truth.shape}")
+    loop = _Loop(objective, patches, target, plan, truth)
+    ends = curve_steps(plan.steps)
+    looked = set() if judge is None else _spaced(ends, looks)
+    owner = json.dumps(
+        [tag, loop.about(), patches.fingerprint, len(patches), target, truth is not None, sorted(looked)]
+    )
     with torch.random.fork_rng():
         torch.manual_seed(plan.seed)  # dropout and the contrastive queue draw from the global generator
-        module.train()
-        for step, (images, masks) in enumerate(batches(patches, target, plan, fabric.device), start=1):
-            objective.done = (step - 1) / plan.steps
-            loss = module(torch.stack([images, images]) if objective.paired else images, masks)
-            fabric.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            losses.append(loss.detach())
-            if step % every == 0 or step == plan.steps:
-                mean = torch.stack(losses).mean().item()
-                if not np.isfinite(mean):
-                    raise TrainingError(f"the loss is {mean} at step {step} of {plan.steps}; lower the learning rate")
-                curve.append({"step": step, "loss": mean})
-                losses = []
+        if checkpoint is not None and (saved := checkpoints.load(checkpoint, owner)) is not None:
+            loop.load_state_dict(saved)
+        try:
+            clock = time.monotonic()
+            while loop.step < plan.steps:
+                loop.learn()
+                if loop.step in ends:
+                    loop.curve.append(loop.point())
+                if loop.step in looked:
+                    loop.curve[-1] = {**look(objective, judge), **loop.curve[-1]}
+                if checkpoint is not None and time.monotonic() - clock >= save_every_s:
+                    checkpoints.save(checkpoint, owner, loop.state_dict())
+                    clock = time.monotonic()
+        except TrainingError:
+            if checkpoint is not None:
+                checkpoints.remove(checkpoint)
+            raise
     objective.to("cpu")
-    return curve
+    if checkpoint is not None:
+        checkpoints.remove(checkpoint)
+    return loop.curve
 
 
-def batches(
-    patches: PatchSet, target: str, plan: Plan, device: torch.device | str = "cpu"
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield `plan.steps` batches of normalised, randomly turned patches.
+class _Loop:
+    """What changes from step to step, and the step.
 
-    The order is a new permutation each epoch, joined end to end, so that every patch is seen equally often (to within
-    one) however many steps there are.
-
-    Yields:
-        images: (n, B, h, w) float32, channels last, per band zero mean and unit variance over the pretraining patches.
-        masks: (n, h, w) uint8.
+    Arguments as of `fit`.
     """
-    generator = torch.Generator().manual_seed(plan.seed)
-    images = torch.as_tensor(np.ascontiguousarray(patches.images), device=device)
-    masks = torch.as_tensor(np.ascontiguousarray(patches.masks[target]), device=device)
-    waiting = torch.empty(0, dtype=torch.long)
-    for _ in range(plan.steps):
-        while len(waiting) < plan.batch_size:
-            waiting = torch.cat([waiting, torch.randperm(len(patches), generator=generator)])
-        index, waiting = waiting[: plan.batch_size].to(device), waiting[plan.batch_size :]
-        turned, mask = random_turn(images[index], masks[index], generator)
-        yield normalise(turned, patches), mask
+
+    def __init__(
+        self,
+        objective: objectives.Objective,
+        patches: PatchSet,
+        target: str,
+        plan: Plan,
+        truth: NDArray[np.uint8] | None,
+    ) -> None:
+        self.fabric = Fabric(accelerator="auto", devices=1, precision=PRECISIONS[plan.precision])
+        self.objective, self.plan = objective.to(memory_format=torch.channels_last), plan
+        weights = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _rate(step, plan.steps))
+        self.module, self.stepper = self.fabric.setup(objective, self.optimizer)
+        self.module.train()
+        settings = {"batch_size": plan.batch_size, "seed": plan.seed, "paired": objective.paired, "truth": truth}
+        self.batches = Batches(patches, target, device=self.fabric.device, **settings)
+        self.step, self.watch = 0, Watch()
+        self.curve: list[dict[str, float]] = []
+        self.losses: list[Tensor] = []  # since the last point of the curve
+
+    def learn(self) -> None:
+        """Take one step."""
+        objective = self.objective
+        objective.done, objective.logits = self.step / self.plan.steps, None
+        images, masks, truth = next(self.batches)
+        loss = self.module(images, masks)
+        self.fabric.backward(loss)
+        self.stepper.step()
+        self.stepper.zero_grad()
+        self.schedule.step()
+        self.step += 1
+        self.losses.append(loss.detach())
+        if objective.logits is not None:
+            self.watch.add(objective.logits, masks, truth)
+
+    def point(self) -> dict[str, float]:
+        """Return what is known since the last point of the curve."""
+        mean = torch.stack(self.losses).mean().item()
+        if not np.isfinite(mean):
+            where = f"at step {self.step} of {self.plan.steps}"
+            raise TrainingError(f"the loss is {mean} {where}; lower the learning rate")
+        self.losses = []
+        return {"step": self.step, "loss": mean, **self.watch.take()}
+
+    def about(self) -> list:
+        """Describe what a checkpoint must have come from to fit."""
+        state = self.objective.state_dict()
+        shapes = {name: list(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+        return [asdict(self.plan), str(torch.__version__), self.fabric.device.type, sorted(state), shapes]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next step depends on, and the curve so far."""
+        return {
+            "objective": dict(self.objective.state_dict()),
+            "buffers": _unlisted(self.objective),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "batches": self.batches.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state() if self.fabric.device.type == "cuda" else None,
+            "step": self.step,
+            "curve": self.curve,
+            "losses": self.losses,
+            "watch": self.watch.counts,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.objective.load_state_dict(state["objective"])
+        for name, value in state["buffers"].items():
+            self.objective.get_buffer(name).copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, own in self.optimizer.state.items():
+            for name, value in own.items():
+                if value.shape == parameter.shape:  # the fused kernel takes moments to lie in memory as weights do
+                    own[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        self.schedule.load_state_dict(state["schedule"])
+        self.batches.load_state_dict(state["batches"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"])
+        device = self.fabric.device
+        self.step, self.curve = state["step"], state["curve"]
+        self.losses = [loss.to(device) for loss in state["losses"]]
+        self.watch.counts = None if state["watch"] is None else state["watch"].to(device)
 
 
-def normalise(images: Tensor, patches: PatchSet) -> Tensor:
-    """Scale (n, B, h, w) raw values to zero mean and unit variance per band, float32, channels last."""
-    mean = torch.tensor(patches.mean, device=images.device).view(-1, 1, 1)
-    std = torch.tensor(patches.std, device=images.device).view(-1, 1, 1)
-    scaled = (images.float() / patches.scale - mean) / std
-    return scaled.contiguous(memory_format=torch.channels_last)
+def _unlisted(module: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that `state_dict` leaves out, such as the queue of keys in lightly's memory bank."""
+    listed = module.state_dict().keys()
+    return {name: value for name, value in module.named_buffers() if name not in listed}
 
 
-def random_turn(images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Turn each square patch by a random multiple of 90 degrees and mirror half of them; no pixel is interpolated."""
-    turn = torch.randint(8, (len(images),), generator=generator).tolist()
-    out_images, out_masks = torch.empty_like(images), torch.empty_like(masks)
-    for i, k in enumerate(turn):
-        image, mask = images[i].rot90(k % 4, (-2, -1)), masks[i].rot90(k % 4, (-2, -1))
-        out_images[i], out_masks[i] = (image.flip(-1), mask.flip(-1)) if k >= 4 else (image, mask)
-    return out_images, out_masks
+def curve_steps(steps: int) -> list[int]:
+    """Return the steps at which the curve has its points: at most 50, evenly, the last step among them."""
+    every = -(-steps // 50)
+    return sorted({*range(every, steps + 1, every), steps})
+
+
+def _spaced(ends: list[int], n: int) -> set[int]:
+    """Pick those of the curve's steps that lie nearest to `n` even ones, the last among them."""
+    return {min(ends, key=lambda end: abs(end - share * ends[-1])) for share in np.arange(1, n + 1) / n}
 
 
 @torch.no_grad()

@@ -61,11 +61,11 @@ def test_cka_needs_the_same_samples():
 def test_features_are_those_of_the_cell_a_pixel_lies_in():
     import torch
 
-    from nbutils import training
+    from nbutils.batches import normalise
 
     pixels = np.array([[0, 0, 0], [0, 31, 31], [3, 17, 2]])
     with torch.no_grad():
-        maps = ENCODER(training.normalise(torch.as_tensor(DATA.images[:4]), DATA))[2]  # stage1, a quarter of the size
+        maps = ENCODER(normalise(torch.as_tensor(DATA.images[:4]), DATA))[2]  # stage1, a quarter of the size
     expected = [maps[p, :, r // 4, c // 4].numpy() for p, r, c in pixels]
     np.testing.assert_allclose(probing.features_at(ENCODER, DATA, "stage1", pixels, batch_size=3), expected, atol=1e-5)
 

@@ -1,13 +1,17 @@
-"""The loop: same bits on repeat, equal exposure, no pixel invented, divergence told."""
+"""The loop: same bits on repeat, watched or not; what the curve says, recomputed; divergence told."""
+
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from toy import toy_patches
 
-from nbutils import networks, objectives, training
+from nbutils import networks, objectives, training, watching
+from nbutils.batches import Batches
 from nbutils.legend import VOID
 
 PLAN = training.Plan(steps=4, batch_size=4, learning_rate=1e-3, precision="fp32", seed=0)
@@ -29,32 +33,114 @@ def test_same_plan_same_bits():
     assert all(torch.equal(runs[0][1][name], runs[1][1][name]) for name in runs[0][1])
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.integers(1, 30), st.integers(2, 9), st.integers(0, 99))
-def test_every_patch_is_seen_equally_often(steps, batch_size, seed):
-    marked = toy_patches(n=10, size_px=32)
-    images = np.zeros_like(marked.images)
-    images += np.arange(len(marked), dtype=np.uint8)[:, None, None, None]
-    marked = marked.__class__(**{**vars(marked), "images": images, "mean": (0.0,) * 4, "std": (1.0,) * 4, "scale": 1.0})
-    plan = training.Plan(steps=steps, batch_size=batch_size, learning_rate=1e-3, precision="fp32", seed=seed)
-    seen = torch.cat([image[:, 0, 0, 0] for image, _ in training.batches(marked, "noisy", plan)]).int()
-    often = torch.bincount(seen, minlength=len(marked))
-    assert len(seen) == steps * batch_size and often.max() - often.min() <= 1
+@given(st.integers(1, 100_000))
+def test_the_curve_has_at_most_fifty_points_evenly_and_the_last_step(steps):
+    ends = training.curve_steps(steps)
+    gaps = np.diff([0, *ends])
+    assert 1 <= len(ends) <= 50 and ends[-1] == steps
+    assert (gaps[:-1] == gaps[0]).all() and 1 <= gaps[-1] <= gaps[0]
 
 
-@given(st.integers(0, 2**16))
-def test_turning_moves_image_and_mask_together_and_invents_nothing(seed):
-    mask = torch.arange(2 * 6 * 6, dtype=torch.uint8).view(2, 6, 6)
-    images = mask.unsqueeze(1).repeat(1, 3, 1, 1)
-    turned, turned_mask = training.random_turn(images, mask, torch.Generator().manual_seed(seed))
-    assert torch.equal(turned[:, 1], turned_mask)
-    assert torch.equal(turned_mask.flatten(1).sort().values, mask.flatten(1).sort().values)
+class _Fixed(objectives.Objective):
+    """Predicts the class nearest to what band 0 shows; nothing of it can be learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, images, masks):
+        """Return a loss that depends on the weight alone."""
+        shown = (images[:, :1] * 5).round()  # toy classes differ by about 0.4
+        self.logits = -(shown - torch.arange(-2.0, 2.0).view(1, 4, 1, 1)).abs()
+        return self.weight**2
 
 
-def test_normalised_patches_have_the_cards_mean_and_spread():
-    values = training.normalise(torch.full((2, 4, 8, 8), 255.0 * 0.7), DATA)
-    assert torch.allclose(values, torch.tensor((0.7 - 0.5) / 0.2))
-    assert values.is_contiguous(memory_format=torch.channels_last)
+def _spoiled(masks, rng):
+    """Masks with a fifth of the pixels of another class, and other pixels void."""
+    truth = np.where(rng.random(masks.shape) < 0.2, (masks + 1) % 4, masks).astype(np.uint8)
+    truth[rng.random(masks.shape) < 0.1] = VOID
+    return truth
+
+
+def test_the_curve_says_what_an_explicit_count_says():
+    data = DATA.split("pretrain")
+    truth = _spoiled(data.masks["noisy"], np.random.default_rng(0))
+    plan = training.Plan(steps=60, batch_size=4, learning_rate=1e-9, precision="fp32", seed=5)
+    curve = training.fit(_Fixed(), data, "noisy", plan, truth=truth)
+    stream = Batches(data, "noisy", batch_size=4, seed=5, truth=truth)
+    start = 0
+    for point in curve:
+        batches = list(islice(stream, point["step"] - start))
+        start = point["step"]
+        seen, labels, real = (np.concatenate(each) for each in zip(*batches, strict=True))
+        predicted = np.abs((seen[:, :1] * 5).round() - np.arange(-2.0, 2.0).reshape(1, 4, 1, 1)).argmin(axis=1)
+        wrong = (labels != real) & (labels != VOID) & (real != VOID)
+        expected = {
+            "step": point["step"],
+            "loss": 1.0,
+            "accuracy": (predicted == labels)[labels != VOID].mean(),
+            "truth_accuracy": (predicted == real)[real != VOID].mean(),
+            "wrong_as_labelled": (predicted == labels)[wrong].mean(),
+            "wrong_as_truth": (predicted == real)[wrong].mean(),
+        }
+        assert point == pytest.approx(expected, rel=1e-6) and list(point) == list(expected)
+
+
+def test_shares_of_nothing_are_left_out():
+    logits, void = torch.zeros(2, 3, 4, 4), torch.full((2, 4, 4), VOID, dtype=torch.uint8)
+    watch = watching.Watch()
+    assert watch.take() == {}
+    watch.add(logits, void, None)
+    assert watch.take() == {}
+    zeros = torch.zeros_like(void)
+    watch.add(logits, zeros, zeros)
+    assert watch.take() == {"accuracy": 1.0, "truth_accuracy": 1.0}  # no label is wrong
+    watch.add(logits, zeros, zeros + 1)
+    assert watch.take() == {"accuracy": 1.0, "truth_accuracy": 0.0, "wrong_as_labelled": 1.0, "wrong_as_truth": 0.0}
+
+
+def test_an_objective_without_masks_has_a_loss_alone():
+    encoder = networks.build("tu-test_resnet", "unet", in_channels=4, n_classes=4, seed=0, width="slim").encoder
+    curve = training.fit(objectives.MoCo(encoder, seed=0, queue=16), DATA.split("pretrain"), "noisy", PLAN)
+    assert all(set(point) == {"step", "loss"} for point in curve)
+
+
+def test_watching_changes_no_bit_of_what_is_learned():
+    data, runs = DATA.split("pretrain"), []
+    for watched in (False, True):
+        network = networks.build("tu-test_resnet", "deeplabv3plus", in_channels=4, n_classes=4, seed=0, width="slim")
+        networks.freeze_encoder(network)
+        objective, asked = objectives.Supervised(network), []
+
+        def judge(objective=objective, network=network, asked=asked):
+            asked.append(any(module.training for module in objective.modules()))
+            training.evaluate(network, data, data.masks["noisy"], 4)
+            return {"drawn": torch.rand(1).item()}  # a careless judge
+
+        more = {"truth": data.masks["noisy"], "judge": judge, "looks": 2} if watched else {}
+        curve = training.fit(objective, data, "noisy", PLAN, **more)
+        modes = [module.training for module in objective.modules()]
+        runs.append((objective.state_dict(), [point["loss"] for point in curve], modes))
+    assert asked == [False, False]
+    assert [point["step"] for point in curve if "drawn" in point] == [2, 4]
+    assert runs[0][1:] == runs[1][1:]
+    assert all(torch.equal(runs[0][0][name], runs[1][0][name]) for name in runs[0][0])
+
+
+@given(st.integers(1, 3000), st.integers(1, 12))
+def test_looks_are_spread_evenly_and_end_with_the_last_step(steps, looks):
+    ends = training.curve_steps(steps)
+    chosen = sorted(training._spaced(ends, looks))
+    assert len(chosen) == looks or looks > len(ends) / 2
+    assert chosen[-1] == steps and set(chosen) <= set(ends)
+    even = steps * np.arange(1, looks + 1) / looks
+    assert (np.abs(even[:, None] - chosen).min(axis=1) <= ends[0]).all()
+
+
+def test_a_truth_of_another_shape_is_refused():
+    data = DATA.split("pretrain")
+    with pytest.raises(ValueError, match="truth must be uint8"):
+        training.fit(_Fixed(), data, "noisy", PLAN, truth=DATA.masks["noisy"])
 
 
 def test_evaluation_counts_every_valid_pixel_of_every_scene_once():

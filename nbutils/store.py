@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nbutils import ROOT, networks, patches, statistics
+from nbutils import ROOT, patches, statistics, weights
 
 RUNS = ROOT / "data" / "runs"
 MEASURED = ROOT / "data" / "cache" / "measured"
@@ -139,13 +139,13 @@ def read(run: Run, store: Path = RUNS) -> Result:
     return result
 
 
-def write(store: Path, key: str, record: dict, state: Mapping[str, Tensor], card: networks.WeightCard) -> None:
+def write(store: Path, key: str, record: dict, state: Mapping[str, Tensor], card: weights.WeightCard) -> None:
     """Write a result under a temporary name, flush it, rename it."""
     store.mkdir(parents=True, exist_ok=True)
     scratch = store / f".writing-{key}-{uuid.uuid4().hex}"
     scratch.mkdir()  # unlike a temporary folder, readable by whom the umask allows
     try:
-        networks.save(scratch, state, card)
+        weights.save(scratch, state, card)
         with open(scratch / "run.json", "w") as file:
             json.dump(record, file, indent=1)
             file.write("\n")

@@ -24,7 +24,7 @@ from distributed import Client, LocalCluster, as_completed
 from torch import nn
 from tqdm import tqdm
 
-from nbutils import ROOT, networks, objectives, patches, probing, training
+from nbutils import ROOT, networks, objectives, patches, probing, training, weights
 from nbutils.files import alone
 from nbutils.legend import VOID
 from nbutils.patches import PatchSet
@@ -142,7 +142,7 @@ def execute(run: Run, store: Path = RUNS) -> Result:
         "parameters": networks.count_parameters(trained),
         "provenance": _provenance(),
     }
-    card = networks.WeightCard(
+    card = weights.WeightCard(
         encoder=run.encoder,
         arm=run.arm,
         bands=data.bands,
@@ -192,7 +192,7 @@ def _compute(runs: Sequence[Run], workers: int, store: Path) -> None:
 def network_of(result: Result, data: PatchSet) -> nn.Module:
     """Rebuild the segmentation network of a supervised result with its trained weights."""
     run = result.run
-    state, _ = networks.load(result.folder, bands=data.bands)
+    state, _ = weights.load(result.folder, data)
     network = _build(run, data, run.decoder, run.classes)
     network.load_state_dict(state)
     return network.eval()
@@ -338,9 +338,8 @@ def _build(run: Run, data: PatchSet, decoder: str, classes: int) -> nn.Module:
 
 
 def _encoder_weights(folder: Path, data: PatchSet) -> dict[str, torch.Tensor]:
-    state, _ = networks.load(folder, bands=data.bands)
-    prefix = "encoder."
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    state, _ = weights.load(folder, data)
+    return weights.encoder_part(state)
 
 
 def _parents_first(runs: Sequence[Run]) -> list[Run]:

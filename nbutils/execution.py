@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from nbutils import ROOT, arms, networks, patches, statistics, training
+from nbutils import ROOT, arms, networks, patches, statistics, training, weights
 from nbutils.files import alone
 from nbutils.patches import PatchSet
 from nbutils.store import RUNS, Result, Run, read, write
@@ -42,6 +42,8 @@ def execute(run: Run, store: Path = RUNS) -> Result:
     with _one_thread():
         start = time.perf_counter()
         data = patches.load(run.fingerprint)
+        if run.parent is not None:
+            data = prepared(store / run.parent.key, data)
         trained, curve = _train(run, data, store)
         counts = _evaluate(run, trained, data)
         seconds = time.perf_counter() - start
@@ -53,7 +55,7 @@ def execute(run: Run, store: Path = RUNS) -> Result:
         "parameters": networks.count_parameters(trained),
         "provenance": _provenance(),
     }
-    card = networks.WeightCard(
+    card = weights.WeightCard(
         encoder=run.encoder,
         arm=run.arm,
         bands=data.bands,
@@ -113,10 +115,14 @@ def build(run: Run, data: PatchSet, decoder: str, classes: int) -> nn.Module:
 
 
 def encoder_weights(folder: Path, data: PatchSet) -> dict[str, torch.Tensor]:
-    """Read the encoder's part of stored weights, under plain names; errors as in `networks.load`."""
-    state, _ = networks.load(folder, bands=data.bands)
-    prefix = "encoder."
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    """Read the encoder's part of stored weights, under plain names; errors as in `weights.load`."""
+    return weights.encoder_part(weights.load(folder, data)[0])
+
+
+def prepared(result_folder: Path, data: PatchSet) -> PatchSet:
+    """Return the patches with the normalisation that stored weights were trained with; their card tells it."""
+    card = weights.load(result_folder, data)[1]
+    return replace(data, scale=card.scale, mean=card.mean, std=card.std)
 
 
 def _train(run: Run, data: PatchSet, store: Path) -> tuple[nn.Module, list[dict[str, float]]]:

@@ -1,21 +1,16 @@
-"""Encoders, decoders and the weight files that travel between them.
+"""Encoders and decoders, and carrying the one to the other.
 
 Encoders and decoders come from segmentation-models-pytorch; this room adds what the study is about: building the same
-network from a seed, carrying an encoder from one decoder to another, freezing it honestly, and shipping the
-preprocessing with every weight file.
+network from a seed, carrying an encoder from one decoder to another, freezing it honestly.
 """
 
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from nbutils.weights import WeightsError
 
 # Decoder name -> (class, settings at slim width). "full" keeps the library's defaults, sized for ResNet18 and up.
 DECODERS = {
@@ -24,41 +19,6 @@ DECODERS = {
     "fpn": (smp.FPN, {"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 32}),
 }
 WIDTHS = ("slim", "full")
-
-
-class WeightsError(ValueError):
-    """A weight file does not fit the network or the images it is to be used with."""
-
-
-@dataclass(frozen=True)
-class WeightCard:
-    """What a weight file needs to be used correctly: the images it saw, and how they were prepared.
-
-    Attributes:
-        encoder: Name of the encoder in segmentation-models-pytorch.
-        arm: What the encoder was trained on: random, moco, noisy or exact.
-        bands: Band names in the order of the input channels.
-        scale: Divisor applied to the raw digital numbers.
-        mean: Mean of each band after `scale`.
-        std: Standard deviation of each band after `scale`.
-        patch_px: Side length of the training patches, in pixels.
-        gsd_m: Ground sampling distance in metres, None where unknown.
-        legend: Name of the legend the network predicts, None for an encoder alone.
-        run: Key of the run that made the weights.
-        licence: Licence of the training data.
-    """
-
-    encoder: str
-    arm: str
-    bands: tuple[str, ...]
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    patch_px: int
-    gsd_m: float | None
-    legend: str | None
-    run: str
-    licence: str
 
 
 def build(encoder: str, decoder: str, *, in_channels: int, n_classes: int, seed: int, width: str = "full") -> nn.Module:
@@ -127,41 +87,6 @@ def load_encoder(network: nn.Module, state: Mapping[str, Tensor]) -> None:
             "network; check the number of bands"
         )
     network.encoder.load_state_dict(state)
-
-
-def save(folder: Path, state: Mapping[str, Tensor], card: WeightCard) -> None:
-    """Write ``weights.safetensors`` and ``card.json`` into an existing folder, flushed to disk."""
-    save_file({name: value.contiguous() for name, value in state.items()}, folder / "weights.safetensors")
-    (folder / "card.json").write_text(json.dumps(asdict(card), indent=1) + "\n")
-    for name in ("weights.safetensors", "card.json"):
-        with open(folder / name, "rb") as file:
-            os.fsync(file.fileno())
-
-
-def load(folder: Path, *, bands: tuple[str, ...] | None = None) -> tuple[dict[str, Tensor], WeightCard]:
-    """Read weights and their card.
-
-    Args:
-        folder: A run's folder.
-        bands: Bands of the images at hand; None to skip the comparison.
-
-    Raises:
-        WeightsError: A file is missing or damaged, or the bands differ from the card's.
-    """
-    try:
-        fields = json.loads((folder / "card.json").read_text())
-        card = WeightCard(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-        state = load_file(folder / "weights.safetensors")
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise WeightsError(
-            f"{folder}: weights or card.json cannot be read ({error}); delete and redo the run"
-        ) from error
-    if bands is not None and tuple(bands) != card.bands:
-        raise WeightsError(
-            f"{folder}: trained on bands {', '.join(card.bands)}, the images have {', '.join(bands)}; "
-            "reorder the bands in the data set card or pretrain again"
-        )
-    return state, card
 
 
 def count_parameters(module: nn.Module) -> int:

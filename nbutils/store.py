@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nbutils import ROOT, disk, networks, statistics
+from nbutils import ROOT, disk, statistics, weights
 
 RUNS = ROOT / "data" / "runs"
 MEASURED = ROOT / "data" / "cache" / "measured"
@@ -33,7 +33,7 @@ class Run:
     """Everything that determines a result.
 
     Attributes:
-        stage: ``pretrain`` or ``finetune``.
+        stage: ``pretrain``, ``finetune``, or ``elsewhere`` for an encoder that others trained.
         data: Name of the data set.
         fingerprint: SHA-256 of its patches.
         arm: What the encoder saw before fine-tuning, one of `nbutils.arms.ARMS`.
@@ -142,13 +142,13 @@ def read(run: Run, store: Path = RUNS) -> Result:
     return result
 
 
-def write(store: Path, key: str, record: dict, state: Mapping[str, Tensor], card: networks.WeightCard) -> None:
+def write(store: Path, key: str, record: dict, state: Mapping[str, Tensor], card: weights.WeightCard) -> None:
     """Write a result under a temporary name, flush it, rename it."""
     store.mkdir(parents=True, exist_ok=True)
     scratch = store / f".writing-{key}-{uuid.uuid4().hex}"
     scratch.mkdir()  # unlike a temporary folder, readable by whom the umask allows
     try:
-        networks.save(scratch, state, card)
+        weights.save(scratch, state, card)
         with open(scratch / "run.json", "w") as file:
             json.dump(record, file, indent=1)
             file.write("\n")

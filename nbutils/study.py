@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from nbutils import arms, batches, checkpoint, execution, networks, patches, probing, training, watching
+from nbutils import arms, batches, checkpoint, execution, networks, patches, probing, training, watching, weights
 from nbutils.arms import ARMS, LEARNING_RATES
 from nbutils.disk import code_digest
 from nbutils.execution import build, encoder_weights, execute, run_many, watched
@@ -147,7 +147,7 @@ def finetuning(
 def network_of(result: Result, data: PatchSet) -> nn.Module:
     """Rebuild the segmentation network of a supervised result with its trained weights."""
     run = result.run
-    state, _ = networks.load(result.folder, bands=data.bands)
+    state, _ = weights.load(result.folder, data)
     network = build(run, data, run.decoder, run.classes)
     network.load_state_dict(state)
     return network.eval()

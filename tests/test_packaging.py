@@ -67,7 +67,7 @@ def test_constraints_hold_a_version_of_every_package_within_its_bound():
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("nbutils", ()),
+        ("nbutils", ("export",)),
         ("benchmarks", ()),
         ("notebooks", ("notebooks",)),
         ("tools", ("notebooks",)),

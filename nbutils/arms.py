@@ -13,7 +13,7 @@ SELF_SUPERVISED = {"moco": objectives.MoCo}
 REMEDIES = {f"noisy+{name}": remedy for name, remedy in objectives.REMEDIES.items()}
 ARMS = ("random", *SELF_SUPERVISED, "noisy", *REMEDIES, "exact")
 # Peak rates of AdamW, chosen by the same search for every arm on the city's validation scenes: tools/rates.py.
-LEARNING_RATES = {"moco": 5e-4, "noisy": 1e-2, "exact": 1e-2, "finetune": 6e-3}
+LEARNING_RATES = {"moco": 5e-4, "noisy": 1e-2, "exact": 1e-2, "finetune": 6e-3} | dict.fromkeys(REMEDIES, 1e-2)
 
 
 def check(arm: str) -> None:

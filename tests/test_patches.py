@@ -183,7 +183,7 @@ def test_scenes_with_a_noisy_map_alone_are_good_for_pretraining(cache, folder_ca
     assert int(cut.member["pretrain"].sum()) == 10 and int(cut.member["finetune"].sum()) == 5
     assert (cut.split("pretrain").masks["exact"] == legend.VOID).all()
     assert (cut.split("finetune").masks["noisy"] == legend.VOID).all()
-    assert study.arms_of(cut) == ["random", "moco", "noisy"]
+    assert study.arms_of(cut, ["moco", "noisy", "exact"]) == ["random", "moco", "noisy"]
 
 
 def test_thinning_keeps_the_asked_number_and_every_scene(cache, folder_card):

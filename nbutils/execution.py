@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from nbutils import ROOT, arms, networks, patches, statistics, training, weights
 from nbutils.files import alone
 from nbutils.patches import PatchSet
-from nbutils.store import RUNS, Result, Run, read, write
+from nbutils.store import RUNS, Result, Run, StoreError, read, write
 
 _PACKAGES = ("torch", "segmentation-models-pytorch", "timm", "lightly", "lightning-fabric", "numpy")
 
@@ -34,11 +34,13 @@ def execute(run: Run, store: Path = RUNS) -> Result:
     Computes on one thread, so that the bits do not depend on how many runs share the machine.
 
     Raises:
-        StoreError: The parent's result is missing or unreadable.
+        StoreError: The parent's result is missing or unreadable, or the weights of others are not in the store.
         training.TrainingError: The training diverged; nothing is stored.
     """
     if (store / run.key).is_dir():
         return read(run, store)
+    if run.stage == "elsewhere":
+        raise StoreError(f"{store / run.key} is not there: weights of others are put there by `study.published`")
     with _one_thread():
         start = time.perf_counter()
         data = patches.load(run.fingerprint)
@@ -47,14 +49,6 @@ def execute(run: Run, store: Path = RUNS) -> Result:
         trained, curve = _train(run, data, store)
         counts = _evaluate(run, trained, data)
         seconds = time.perf_counter() - start
-    record = {
-        "run": asdict(run),
-        "counts": counts,
-        "curve": curve,
-        "seconds": round(seconds, 2),
-        "parameters": networks.count_parameters(trained),
-        "provenance": _provenance(),
-    }
     card = weights.WeightCard(
         encoder=run.encoder,
         arm=run.arm,
@@ -68,8 +62,30 @@ def execute(run: Run, store: Path = RUNS) -> Result:
         run=run.key,
         licence=data.licence,
     )
-    write(store, run.key, record, trained.state_dict(), card)
+    keep(run, trained.state_dict(), card, store, counts=counts, curve=curve, seconds=seconds)
     return read(run, store)
+
+
+def keep(
+    run: Run,
+    state: Mapping[str, torch.Tensor],
+    card: weights.WeightCard,
+    store: Path,
+    *,
+    counts: dict | None = None,
+    curve: list | None = None,
+    seconds: float = 0.0,
+) -> None:
+    """Store what a run gave, with its provenance."""
+    record = {
+        "run": asdict(run),
+        "counts": counts or {},
+        "curve": curve or [],
+        "seconds": round(seconds, 2),
+        "parameters": sum(v.numel() for n, v in state.items() if v.is_floating_point() and "running_" not in n),
+        "provenance": _provenance(),
+    }
+    write(store, run.key, record, state, card)
 
 
 def run_many(runs: Sequence[Run], *, workers: int = 2, store: Path = RUNS) -> list[Result]:

@@ -87,8 +87,3 @@ def load_encoder(network: nn.Module, state: Mapping[str, Tensor]) -> None:
             "network; check the number of bands"
         )
     network.encoder.load_state_dict(state)
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Return the number of weights, trainable or not."""
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -6,18 +6,31 @@ where it stopped.
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from torch import nn
 
-from nbutils import arms, batches, checkpoint, execution, networks, patches, probing, training, watching, weights
+from nbutils import (
+    arms,
+    batches,
+    checkpoint,
+    elsewhere,
+    execution,
+    networks,
+    patches,
+    probing,
+    training,
+    watching,
+    weights,
+)
 from nbutils.arms import ARMS, LEARNING_RATES
 from nbutils.disk import code_digest
-from nbutils.execution import build, encoder_weights, execute, run_many, watched
+from nbutils.execution import build, encoder_weights, execute, prepared, run_many, watched
 from nbutils.legend import VOID
 from nbutils.patches import PatchSet
-from nbutils.store import Result, Run, cached, read
+from nbutils.store import RUNS, Result, Run, cached, read
 
 __all__ = [
     "ARMS",
@@ -29,8 +42,10 @@ __all__ = [
     "execute",
     "finetuning",
     "network_of",
+    "prepared",
     "pretraining",
     "probe_layers",
+    "published",
     "read",
     "run_many",
     "stack",
@@ -144,6 +159,46 @@ def finetuning(
     )
 
 
+def published(data: PatchSet, name: str, *, encoder: str, file: str | Path | None = None, store: Path = RUNS) -> Run:
+    """Put weights that others trained into the store, as a parent for `finetuning`.
+
+    Their own normalisation goes with them: what is fine-tuned from them is prepared like what they were trained on.
+
+    Args:
+        data: The patches, whose bands the weights are fitted to.
+        name: One of `elsewhere.PUBLISHED`.
+        encoder: Encoder name, of those that `name` has.
+        file: Safetensors file; fetched where it is published as such when left out.
+        store: Folder of the results.
+
+    Raises:
+        WeightsError: The weights do not fit or cannot be had; the message says what to do.
+    """
+    state, card = elsewhere.load(name, encoder=encoder, bands=data.bands, scale=data.scale, file=file and Path(file))
+    run = Run(
+        stage="elsewhere",
+        data=data.name,
+        fingerprint=data.fingerprint,
+        arm=name,
+        encoder=encoder,
+        decoder="",
+        width="",
+        target="",
+        classes=0,
+        budget=None,
+        frozen=False,
+        steps=0,
+        batch_size=0,
+        learning_rate=0.0,
+        seed=0,
+        precision="",
+        code=card.run,
+    )
+    if not (store / run.key).is_dir():
+        execution.keep(run, {f"encoder.{key}": value for key, value in state.items()}, card, store)
+    return run
+
+
 def network_of(result: Result, data: PatchSet) -> nn.Module:
     """Rebuild the segmentation network of a supervised result with its trained weights."""
     run = result.run
@@ -190,8 +245,9 @@ def probe_layers(
 
     def build() -> dict[str, dict[str, list]]:
         module, rng = encoder_of(result, data, encoder=encoder, seed=seed), np.random.default_rng(seed)
-        judges = {split: data.split(split) for split in ("test", "validation")}
-        counts = probing.probe_layers(module, data.split("finetune"), judges, "exact", n_pixels=n_pixels, rng=rng)
+        seen = data if result is None else prepared(result.folder, data)
+        judges = {split: seen.split(split) for split in ("test", "validation")}
+        counts = probing.probe_layers(module, seen.split("finetune"), judges, "exact", n_pixels=n_pixels, rng=rng)
         return {split: {layer: table.tolist() for layer, table in each.items()} for split, each in counts.items()}
 
     stored = cached(key, build)

@@ -170,6 +170,27 @@ def test_killed_at_any_moment_the_store_is_whole_and_the_rest_is_done_later(data
     assert [r.counts for r in killed] == [r.counts for r in undisturbed]
 
 
+def test_weights_of_others_are_fine_tuned_on_their_own_normalisation(data, runs, tmp_path):
+    import torchvision
+    from safetensors.torch import save_file
+
+    file = tmp_path / "resnet18.safetensors"
+    save_file(torchvision.models.resnet18().state_dict(), file)
+    settings = COMMON | {"encoder": "resnet18", "steps": 2}
+    parent = study.published(data, "imagenet", encoder="resnet18", file=file, store=runs)
+    child = study.execute(
+        study.finetuning(data, parent, decoder="unet", budget=4, frozen=True, seed=0, **settings), runs
+    )
+    card = json.loads((child.folder / "card.json").read_text())
+    assert child.run.arm == "imagenet" and card["mean"] != list(data.mean)
+    assert card["mean"][data.bands.index("red")] == pytest.approx(0.485)
+    assert study.prepared(child.folder, data).mean == tuple(card["mean"])
+    assert child.parameters == sum(p.numel() for p in study.network_of(child, data).parameters())
+    lost = replace(parent, code="sha256:another file")
+    with pytest.raises(store.StoreError, match="study.published"):
+        study.execute(lost, runs)
+
+
 def test_cached_computes_once_for_each_key(tmp_path):
     calls = []
 

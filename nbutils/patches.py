@@ -288,8 +288,8 @@ def load(fingerprint: str) -> PatchSet:
 
 def _draw(
     dataset: sources.Dataset, surveys: list[windows.Survey], max_patches: int, seed: int
-) -> tuple[NDArray[np.bool_], NDArray[np.str_], dict[str, NDArray[np.bool_]]]:
-    """Thin each split to `max_patches`: which useful windows are kept; scene and splits of those."""
+) -> tuple[NDArray[np.str_], dict[str, NDArray[np.bool_]]]:
+    """Thin each split to `max_patches`: scene of every useful window, and for each split those that were drawn."""
     counts = [len(survey.numbers) for survey in surveys]
     scenes = np.repeat([tile.scene for tile in dataset.tiles], counts)
     exact_known = np.concatenate([survey.exact for survey in surveys])
@@ -303,23 +303,22 @@ def _draw(
         index = np.flatnonzero(inside)
         index = index[_spread(scenes[index], np.random.default_rng(seed))[: most[split]]]
         member[split] = np.isin(np.arange(len(scenes)), index)
-    kept = np.logical_or.reduce(list(member.values()))
-    return kept, scenes[kept], {name: inside[kept] for name, inside in member.items()}
+    return scenes, member
 
 
 def _by_date(
     shown: NDArray[np.bool_], scenes: NDArray[np.str_], member: dict[str, NDArray[np.bool_]]
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.str_], dict[str, NDArray[np.bool_]]]:
-    """Make patches of windows, one for each date that is shown; further dates are for pretraining alone.
+    """Make patches of the windows drawn, one for each date that is shown; further dates are for pretraining alone.
 
     Returns:
         (windows, D) which dates are wanted; place, scene and splits of each patch, window by window.
     """
-    main = np.arange(shown.shape[1]) == 0
-    wanted = shown & (main | member["pretrain"][:, None])
-    places, dates = np.nonzero(wanted)
-    split = {name: inside[places] & (main[dates] | (name == "pretrain")) for name, inside in member.items()}
-    return wanted, places.astype(np.int64), scenes[places], split
+    main, drawn = np.arange(shown.shape[1]) == 0, np.logical_or.reduce(list(member.values()))
+    wanted = shown & np.where(main, drawn[:, None], member["pretrain"][:, None])
+    window, date = np.nonzero(wanted)
+    split = {name: inside[window] & (main[date] | (name == "pretrain")) for name, inside in member.items()}
+    return wanted, np.unique(window, return_inverse=True)[1].astype(np.int64), scenes[window], split
 
 
 def _cut(dataset: sources.Dataset, size_px: int, max_patches: int, seed: int, workers: int, scratch: Path) -> PatchSet:
@@ -335,9 +334,8 @@ def _cut(dataset: sources.Dataset, size_px: int, max_patches: int, seed: int, wo
     whole = [scratch / f"{i}.npy" for i in range(len(tiles))]
     with windows.mapper(min(workers, len(tiles))) as each:
         surveys = list(each(partial(windows.survey, dataset, size_px), tiles, whole))
-        kept, scenes, member = _draw(dataset, surveys, max_patches, seed)
-        shown = np.concatenate([survey.shown for survey in surveys])[kept]
-        wanted, places, scenes, member = _by_date(shown, scenes, member)
+        shown = np.concatenate([survey.shown for survey in surveys])
+        wanted, places, scenes, member = _by_date(shown, *_draw(dataset, surveys, max_patches, seed))
         if not member["pretrain"].any():
             raise ValueError(f"{card.name}: no window for pretraining has a label; check the card's split and masks")
         folder.mkdir()
@@ -346,11 +344,10 @@ def _cut(dataset: sources.Dataset, size_px: int, max_patches: int, seed: int, wo
         for name in shape:
             kind = dtype if name == "images" else np.uint8
             np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, shape[name])
-        mine = np.split(kept, np.cumsum([len(survey.numbers) for survey in surveys])[:-1])
-        numbers = [survey.numbers[own] for survey, own in zip(surveys, mine, strict=True)]
-        dates = np.split(wanted, np.cumsum([len(own) for own in numbers])[:-1])
-        first = np.cumsum([0, *(int(own.sum()) for own in dates)])[:-1].tolist()
-        list(each(partial(windows.fill, dataset, size_px, folder), tiles, whole, numbers, dates, first))
+        numbers = [survey.numbers for survey in surveys]
+        mine = np.split(wanted, np.cumsum([len(own) for own in numbers])[:-1])
+        first = np.cumsum([0, *(int(own.sum()) for own in mine)])[:-1].tolist()
+        list(each(partial(windows.fill, dataset, size_px, folder), tiles, whole, numbers, mine, first))
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shape}
     mean, std = _moments(arrays["images"], member["pretrain"], card.images.scale)
     patches = PatchSet(

@@ -317,9 +317,10 @@ def _check_pairs(card: Card, part: str, images: dict, masks: dict, needed: Itera
         raise CardError(f"{part}: {len(extra)} file(s) have no image of the same scene and key: {few(extra)}")
     if lonely := [str(images[key][1]) for key in needed if key not in masks]:
         where = "split.finetune" if part == "exact" else "split.pretrain"
+        parts = f"images and {part}" if part in ("exact", "noisy") else "images"
         raise CardError(
             f"{part}: {len(lonely)} image(s) have no file: {few(lonely)}\n"
-            f"  add the files, set `key` on images and {part}, or name the scenes that have them in {where}"
+            f"  add the files, set `key` on {parts}, or name the scenes that have them in {where}"
         )
 
 

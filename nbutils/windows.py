@@ -81,11 +81,9 @@ def survey(dataset: sources.Dataset, size_px: int, tile: sources.Tile, whole: Pa
         strips = []
         for rows in files.strips(ground.shape, size_px):
             dates = ground.masks((rows, slice(0, ground.shape[1])))
-            known = [
-                [(squares(d[name], size_px) != VOID).any(axis=(1, 2)) for d in dates] for name in ("exact", "noisy")
-            ]
-            strips.append(np.array(known))
-        exact, noisy = np.concatenate(strips, axis=2)  # each (dates, windows)
+            masks = np.array([[date[name] for date in dates] for name in ("exact", "noisy")])
+            strips.append((squares(masks, size_px) != VOID).any(axis=(-2, -1)))
+        exact, noisy = np.concatenate(strips).transpose(1, 2, 0)  # each (dates, windows)
         numbers = np.flatnonzero(exact[0] | noisy[0] if "pretrain" in tile.splits else exact[0])
         shown = np.zeros((len(numbers), 1 + len(dataset.card.images.dates)), bool)
         shown[:, : len(exact)] = (exact | noisy)[:, numbers].T
@@ -104,7 +102,8 @@ def fill(
     first: int,
 ) -> None:
     """Read windows of a tile on the dates `wanted`, (n, D), and write them into the set's files from `first` on."""
-    if not len(numbers):
+    chosen = wanted.any(axis=1)
+    if not chosen.any():
         return
     with Ground(dataset, tile, whole) as ground:
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "exact", "noisy")}
@@ -113,7 +112,7 @@ def fill(
         strip = ground.masks(tuple(slice(0, n) for n in ground.shape)) if in_one_strip else []
         for array, file in zip(arrays.values(), out.values(), strict=True):
             file.seek(array.offset + first * array[:1].nbytes)
-        for number, dates in zip(numbers.tolist(), wanted, strict=True):
+        for number, dates in zip(numbers[chosen].tolist(), wanted[chosen], strict=True):
             corner = [size_px * n for n in divmod(number, ground.shape[1] // size_px)]
             window = tuple(slice(start, start + size_px) for start in corner)
             masks = [{name: mask[window] for name, mask in own.items()} for own in strip] or ground.masks(window)

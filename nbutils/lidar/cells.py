@@ -336,4 +336,5 @@ def to_blocks(cells: NDArray, side: int, how: np.ufunc | None) -> NDArray:
     """Reduce blocks of cells (None: which are of one value); those cut by the edge are continued beyond it."""
     if side == 1 or how is None:
         return cells[::side, ::side]
-    return in_blocks(np.pad(cells, [(0, -n % side) for n in cells.shape], mode="edge"), side, how)
+    lacking = [(0, -n % side) for n in cells.shape]
+    return in_blocks(np.pad(cells, lacking, mode="edge") if np.any(lacking) else cells, side, how)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -224,32 +225,41 @@ def _measure(points, work: Work, rules: LidarRules, image: Image | None) -> xr.D
     k, count, lowest = work.block, r.count, r.lowest
     if not count[work.inner()].any():
         raise missed(points, work)
-    blocks = (None if a is None else in_blocks(a, k, np.minimum) for a in (lowest, r.coded if r.ground else None))
-    under = spread(find_ground(*blocks, r.ground / len(r), k * work.cell_m, rules), k)
-    if k > 1:
-        under = ndimage.uniform_filter(under, k | 1, mode="nearest")
-    top, sums = _above(r, under, work)
-    judged = _judged(sums, in_blocks(count, k), in_blocks(top, k, np.maximum), rules)
-    inner, filled, source, far = gaps(count > 0, work, rules.gap_m)
-    height, floor, lowest = (filled_from(a, inner, filled, source) for a in (top, under, lowest))
+    with ThreadPoolExecutor(1) as second:  # what does not wait for one another is reckoned side by side
+        filling = second.submit(gaps, count > 0, work, rules.gap_m)
+        blocks = (None if a is None else in_blocks(a, k, np.minimum) for a in (lowest, r.coded if r.ground else None))
+        under = spread(find_ground(*blocks, r.ground / len(r), k * work.cell_m, rules), k)
+        if k > 1:
+            under = ndimage.uniform_filter(under, k | 1, mode="nearest")
+        top, sums = _above(r, under, work)
+        judging = second.submit(_judged, sums, in_blocks(count, k), in_blocks(top, k, np.maximum), rules)
+        inner, filled, source, far = filling.result()
+        height, floor, lowest = (filled_from(a, inner, filled, source) for a in (top, under, lowest))
+        height = _without_spikes(height, far, k)
+        judged = judging.result()
+    layers = {"ground": under[inner].copy(), "height": height, "low": lowest - floor}
+    if image is not None:
+        layers["ndvi"] = spread(_ndvi(image, work.grid), work.split)
+    for layer in layers.values():
+        layer[far] = np.nan
+    nothing, first = to_blocks(far, k, np.logical_and), work.margin // k
+    for name, values in judged.items():
+        values = values[first:, first:][: nothing.shape[0], : nothing.shape[1]].astype(np.float32)
+        values[nothing] = np.nan
+        layers[name] = spread(values, k)[: height.shape[0], : height.shape[1]]
+    layers["density"] = count[inner].astype(np.float32) / np.float32(work.cell_m**2)
+    return xr.Dataset({name: (("y", "x"), a) for name, a in layers.items()}, attrs={"pixel_m": work.cell_m, "block": k})
+
+
+def _without_spikes(height: NDArray[np.float32], far: NDArray[np.bool_], k: int) -> NDArray[np.float32]:
+    """Cut down, in place, what rises far above all blocks beside it."""
     level = to_blocks(np.where(far, np.inf, height), k, np.maximum)  # beside a void cell nothing is known to be a spike
     beside = opened(level, 3)
     rows, columns = np.nonzero(level > beside + _SPIKE_M)
     for row, column in np.ndindex(k, k):
         at = np.minimum(rows * k + row, height.shape[0] - 1), np.minimum(columns * k + column, height.shape[1] - 1)
         height[at] = np.minimum(height[at], beside[rows, columns])
-    layers = {"ground": under[inner].copy(), "height": height, "low": lowest - floor}
-    if image is not None:
-        layers["ndvi"] = spread(_ndvi(image, work.grid), work.split)
-    for layer in layers.values():
-        layer[far] = np.nan
-    nothing = to_blocks(far, k, np.logical_and)
-    for name, values in judged.items():
-        values = values[work.margin // k :, work.margin // k :][: nothing.shape[0], : nothing.shape[1]]
-        values = np.where(nothing, np.nan, values).astype(np.float32)
-        layers[name] = spread(values, k)[: height.shape[0], : height.shape[1]]
-    layers["density"] = count[inner].astype(np.float32) / np.float32(work.cell_m**2)
-    return xr.Dataset({name: (("y", "x"), a) for name, a in layers.items()}, attrs={"pixel_m": work.cell_m, "block": k})
+    return height
 
 
 def _above(r: Returns, under: NDArray[np.float32], work: Work) -> tuple[NDArray[np.float32], dict[str, NDArray]]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from nbutils.files import SourceError, _unreadable
 
-CHUNK = 250_000  # returns held at once: some ten MB, which stay in the caches
+CHUNK = 200_000  # returns held at once: some ten MB, four of the blocks of 50,000 that LAZ is packed in
 _UNITS = {9001: 1.0, 9002: 0.3048, 9003: 1200 / 3937}  # metres per unit of length, by its EPSG code
 _VERTICAL_UNIT_KEY = 4099  # of GeoTIFF
 _NODE = np.dtype([("level", "<i4"), ("x", "<i4"), ("y", "<i4"), ("z", "<i4"),

@@ -144,7 +144,8 @@ class TeacherCorrection(Objective):
 
     def get_extra_state(self) -> Tensor:
         """Return the number of steps, the point of the history and the trigger (-1: not yet), float64."""
-        return torch.tensor([self.steps, self.point, -1.0 if self.triggered is None else self.triggered]).double()
+        triggered = -1.0 if self.triggered is None else self.triggered
+        return torch.tensor([self.steps, self.point, triggered], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Put them back."""

@@ -151,7 +151,7 @@ def test_an_object_the_teacher_does_not_see_is_replaced_as_a_whole():
     target, seen = _planted()
     seen[0] = 0
     seen[0, 2:7, 2:4] = VOID  # undecided on 10 of 25 pixels: 15 votes against
-    corrected = correction.correct_objects(target, seen)
+    corrected = correction.correct_objects(target, seen, vote=0.5)
     assert (corrected[0] == 0).all() and np.array_equal(corrected[1], target[1])
     assert np.array_equal(correction.correct_objects(target, seen, vote=0.6), target)  # 15 of 25 is not more than 0.6
 

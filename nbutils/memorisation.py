@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 WINDOWS = (4, 6, 8, 10)  # points; the ratio of the longest to the shortest is less than AIO2's 4, for short curves
-FLAT = 0.3  # share of the mean slope so far: 1 - exp(-t) passes it at t = 2.0, when 86 % of the rise is done
+FLAT = 0.3  # share of the mean slope so far: 1 - exp(-t) passes it at t = 2.06, when 87 % of the rise is done
 MIN_RISE = 0.02  # accuracy; less than this is not called learning
 _CERTAIN = 5.0  # the rise must exceed this many standard deviations of the noise
 

@@ -44,7 +44,7 @@ def correct_pixels(target: Tensor, seen: Tensor) -> Tensor:
 
 
 def correct_objects(
-    target: NDArray[np.uint8], seen: NDArray[np.uint8], *, vote: float = 0.5, min_px: int = 4
+    target: NDArray[np.uint8], seen: NDArray[np.uint8], *, vote: float = 0.7, min_px: int = 4
 ) -> NDArray[np.uint8]:
     """Keep, replace and add whole objects: 4-connected regions of one class within a patch.
 
@@ -113,7 +113,8 @@ class TeacherCorrection(Objective):
         objects: Whether objects are corrected as wholes, else pixels.
         momentum: Share of the teacher that a step keeps, in [0, 1); less in the first steps, so that the teacher is not
             its random beginning. AIO2 has 0.999 for trainings of many thousand steps.
-        confidence: Probability above which the teacher has seen something, in [0, 1); AIO2 has 0.8 for pixels.
+        confidence: Probability above which the teacher has seen something, in [0, 1). AIO2 has 0.8 for pixels; after
+            short training that made the labels worse, as the teacher was then less often right than they were.
         vote: See `correct_objects`.
 
     Attributes:
@@ -126,8 +127,8 @@ class TeacherCorrection(Objective):
         *,
         objects: bool = True,
         momentum: float = 0.99,
-        confidence: float = 0.8,
-        vote: float = 0.5,
+        confidence: float = 0.9,
+        vote: float = 0.7,
     ) -> None:
         super().__init__()
         if not 0 <= momentum < 1 or not 0 <= confidence < 1 or not 0.5 <= vote < 1:
@@ -144,7 +145,8 @@ class TeacherCorrection(Objective):
 
     def get_extra_state(self) -> Tensor:
         """Return the number of steps, the point of the history and the trigger (-1: not yet), float64."""
-        return torch.tensor([self.steps, self.point, -1.0 if self.triggered is None else self.triggered]).double()
+        triggered = -1.0 if self.triggered is None else self.triggered
+        return torch.tensor([self.steps, self.point, triggered], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Put them back."""

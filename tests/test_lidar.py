@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from nbutils import ROOT
 from nbutils.files import SourceError
-from nbutils.lidar import cells, classify, ground
+from nbutils.lidar import cells, ground
 from nbutils.lidar.classify import BACKGROUND, BUILDING, ROAD, TREE, LidarRules, apply_rules, from_lidar, measure
 from nbutils.lidar.points import Points, concatenate, read_points
 
@@ -288,7 +288,6 @@ def test_labels_do_not_depend_on(town, labels, what, monkeypatch):
         other = dataclasses.replace(town, intensity=town.intensity * np.uint16(3))
     elif what == "parts":
         monkeypatch.setattr(cells, "CHUNK", 777)
-        monkeypatch.setattr(classify, "CHUNK", 501)
         other = town
     elif what == "far points":
         away = dataclasses.replace(town, x=town.x + 400, z=town.z + 50)

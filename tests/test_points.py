@@ -2,6 +2,7 @@
 
 import faulthandler
 import struct
+import threading
 from pathlib import Path
 
 import clouds
@@ -217,6 +218,48 @@ def test_an_interruption_is_not_taken_for_a_damaged_file(tmp_path):
             raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt), room._opened(path):
         raise KeyboardInterrupt
+
+
+class PanicException(BaseException):
+    """What the decoder's panics look like."""
+
+
+def failing(monkeypatch, error: BaseException, after: int) -> list[laspy.LasReader]:
+    """Let reading fail after some parts; the readers that were used."""
+    readers, read = [], laspy.LasReader.read_points
+
+    def read_points(reader, n):
+        readers.append(reader)
+        if len(readers) > after:
+            raise error
+        return read(reader, n)
+
+    monkeypatch.setattr(laspy.LasReader, "read_points", read_points)
+    return readers
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), PanicException("broken")], ids=repr)
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_what_fails_in_the_middle_of_a_file_is_an_error_after_the_parts_before(tmp_path, monkeypatch, error, after):
+    path, threads, parts = clouds.write(tmp_path / "a.laz", TOWN), threading.active_count(), []
+    readers = failing(monkeypatch, error, after)
+    with pytest.raises(SourceError, match=r"a\.laz: cannot be read.*broken"):
+        for part in iter_points(path, 500):
+            parts.append(part)
+    assert len(readers) == after + 1 and threading.active_count() == threads
+    assert [len(part) for part in parts] == [500] * after
+    assert not parts or same(room.concatenate(parts), TOWN[: 500 * after], 6e-4)
+
+
+@pytest.mark.parametrize("taken", [1, 3])
+def test_who_stops_early_leaves_no_thread_and_no_open_file(tmp_path, monkeypatch, taken):
+    path, threads = clouds.write(tmp_path / "a.las", TOWN), threading.active_count()
+    readers = failing(monkeypatch, RuntimeError("read too far ahead"), taken + 1)
+    parts = iter_points(path, 500)
+    assert [len(next(parts)) for _ in range(taken)] == [500] * taken
+    parts.close()
+    assert threading.active_count() == threads and readers[0]._source.closed
+    assert taken <= len(readers) <= taken + 1, "no more than one part ahead"
 
 
 @pytest.mark.parametrize("kind", ["las", "laz", "copc", "las of 1999"])

@@ -10,7 +10,7 @@ import logging
 import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -117,15 +117,16 @@ def iter_points(path: str | Path, chunk: int = CHUNK, bounds: Sequence[float] | 
         if raw is not None and (header.mins[:2] >= raw[:2]).all() and (header.maxs[:2] <= raw[2:]).all():
             raw = None
         got = 0
-        for record in _ahead(_records(path, reader, chunk, raw)):
-            got += len(record)
-            points = _metres(record, header, crs, across, up)
-            if raw is not None:
-                x, y = points.x, points.y
-                inside = (x >= bounds[0]) & (x <= bounds[2]) & (y >= bounds[1]) & (y <= bounds[3])
-                points = points if inside.all() else points[inside]
-            if len(points):
-                yield points
+        with closing(_ahead(_records(path, reader, chunk, raw))) as records:
+            for record in records:
+                got += len(record)
+                points = _metres(record, header, crs, across, up)
+                if raw is not None:
+                    x, y = points.x, points.y
+                    inside = (x >= bounds[0]) & (x <= bounds[2]) & (y >= bounds[1]) & (y <= bounds[3])
+                    points = points if inside.all() else points[inside]
+                if len(points):
+                    yield points
         if raw is None and got != header.point_count:
             raise SourceError(f"{path}: holds {got} of {header.point_count} points; fetch or write the file again")
 

@@ -9,11 +9,17 @@ from torch import nn
 from nbutils import objectives
 from nbutils.objectives import Objective
 
-SELF_SUPERVISED = {"moco": objectives.MoCo}
+SELF_SUPERVISED = {"moco": objectives.MoCo, "dino": objectives.DINO, "vicregl": objectives.VICRegL}
 REMEDIES = {f"noisy+{name}": remedy for name, remedy in objectives.REMEDIES.items()}
 ARMS = ("random", *SELF_SUPERVISED, "noisy", *REMEDIES, "exact")
 # Peak rates of AdamW, chosen by the same search for every arm on the city's validation scenes: tools/rates.py.
-LEARNING_RATES = {"moco": 5e-4, "noisy": 1e-2, "exact": 1e-2, "finetune": 6e-3} | dict.fromkeys(REMEDIES, 1e-2)
+LEARNING_RATES = (
+    {"moco": 5e-4, "noisy": 1e-2, "exact": 1e-2, "finetune": 6e-3}
+    | dict.fromkeys(REMEDIES, 1e-2)
+    | {"dino": 2e-3, "vicregl": 2e-3}
+)
+
+_OWN = ("nbutils.objectives.", "nbutils.memorisation")
 
 
 def check(arm: str) -> None:
@@ -51,17 +57,18 @@ def objective_of(arm: str, network: nn.Module, *, seed: int, n_patches: int, bat
 
 
 def code_of(arm: str) -> list[ModuleType]:
-    """Return the modules of `objectives` that an arm's learning depends on, in the order of their names.
-
-    Fine-tuning, by whatever name, is plainly supervised.
-    """
+    """Return the modules that an arm's objective is made of, by name; fine-tuning is plainly supervised."""
     first = {**SELF_SUPERVISED, **REMEDIES}.get(arm, objectives.Supervised)
     waiting, found = [inspect.getmodule(first)], {}
     while waiting:
         module = waiting.pop()
-        if module.__name__ in found:
-            continue
-        found[module.__name__] = module
-        homes = {getattr(value, "__module__", None) for value in vars(module).values()}
-        waiting += [sys.modules[home] for home in homes if home and home.startswith("nbutils.objectives.")]
+        if module.__name__ not in found:
+            found[module.__name__] = module
+            waiting += [sys.modules[name] for name in _homes(module) if name.startswith(_OWN)]
     return [found[name] for name in sorted(found)]
+
+
+def _homes(module: ModuleType) -> set[str]:
+    """Names of the modules that a module's names come from, or are."""
+    values = vars(module).values()
+    return {v.__name__ if isinstance(v, ModuleType) else getattr(v, "__module__", None) or "" for v in values}

@@ -44,7 +44,7 @@ ARMS = {  # arm: (label, colour, marker); colours after Okabe and Ito, told apar
     "random": ("random", "#8c8c8c", "o"),
     "moco": ("MoCo", "#56b4e9", "s"),
     "dino": ("DINO", "#0072b2", "D"),
-    "vicreg": ("VICReg", "#cc79a7", "v"),
+    "vicregl": ("VICRegL", "#cc79a7", "v"),
     "noisy": ("noisy map", "#d55e00", "^"),
     "exact": ("exact map", "#009e73", "*"),
 }

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from nbutils import networks, objectives
+from nbutils import objectives
 from nbutils.legend import VOID
 
 
@@ -54,56 +54,3 @@ def test_all_void_batch_gives_zero_and_no_gradient():
     loss = objectives.cross_entropy(logits, target) + objectives.soft_dice(logits, target)
     loss.backward()
     assert loss.item() == 0 and logits.grad.abs().max() == 0
-
-
-@pytest.mark.parametrize("bands", [1, 4, 13])
-def test_views_take_any_number_of_bands_and_follow_the_generator(bands):
-    images = torch.rand(6, bands, 32, 32)
-    views = [objectives.random_view(images, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
-    assert views[0].shape == images.shape and torch.isfinite(views[0]).all()
-    assert torch.equal(views[0], views[1]) and not torch.allclose(views[0], views[2])
-
-
-def test_moco_learns_the_encoder_and_moves_the_key_slowly():
-    encoder = networks.build("tu-test_resnet", "unet", in_channels=4, n_classes=2, seed=0).encoder
-    moco = objectives.MoCo(encoder, seed=0, queue=32)
-    before = [p.clone() for p in moco.key_encoder.parameters()]
-    moco(torch.rand(2, 8, 4, 32, 32)).backward()
-    assert all(p.grad is None for p in moco.key_encoder.parameters())
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
-    after = list(moco.key_encoder.parameters())
-    assert all(torch.allclose(a, b) for a, b in zip(before, after, strict=True))  # the two start equal
-    with torch.no_grad():
-        for p in encoder.parameters():
-            p.add_(1.0)
-    moco(torch.rand(2, 8, 4, 32, 32))
-    moved = torch.cat([(a - b).flatten() for a, b in zip(moco.key_encoder.parameters(), before, strict=True)])
-    assert moved.mean().item() == pytest.approx(1 - moco.momentum, rel=1e-3)
-
-
-def test_moco_normalises_keys_in_other_company_than_queries():
-    """With the same views and weights a key equals its query only where both saw the same group statistics."""
-    encoder = networks.build("tu-test_resnet", "unet", in_channels=4, n_classes=2, seed=0).encoder.train()
-    images = torch.rand(8, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    whole, grouped = (objectives.selfsupervised._pooled(encoder, images, groups) for groups in (1, 2))
-    halves = torch.cat([objectives.selfsupervised._pooled(encoder, half, 1) for half in (images[:4], images[4:])])
-    assert torch.equal(grouped, halves) and not torch.allclose(grouped, whole)
-
-
-def test_moco_pairs_each_query_with_its_own_key(monkeypatch):
-    """Shuffling must be undone: without augmentation and BatchNorm, queries equal their keys."""
-    encoder = networks.build("tu-test_resnet", "unet", in_channels=4, n_classes=2, seed=0).encoder.eval()
-    moco = objectives.MoCo(encoder, seed=0, queue=32).eval()
-    monkeypatch.setattr(objectives.selfsupervised, "random_view", lambda images, generator: images)
-    seen = []
-    del moco.contrast  # a module's child cannot be replaced by a function
-    moco.contrast = lambda query, key: seen.append((query, key)) or query.sum()
-    moco(torch.rand(8, 4, 32, 32).expand(2, -1, -1, -1, -1))
-    query, key = seen[0]
-    torch.testing.assert_close(query, key, atol=1e-4, rtol=1e-4)
-
-
-def test_moco_refuses_batches_too_small_for_the_groups_of_its_batchnorm():
-    encoder = networks.build("tu-test_resnet", "unet", in_channels=4, n_classes=2, seed=0).encoder
-    with pytest.raises(ValueError, match="4 images or more, got 3"):
-        objectives.MoCo(encoder, seed=0)(torch.rand(2, 3, 4, 32, 32))

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from nbutils.legend import VOID
-from nbutils.objectives.correction import TeacherCorrection
 from nbutils.objectives.masks import cross_entropy, soft_dice
 from nbutils.objectives.objective import Objective
 
@@ -228,8 +227,8 @@ class ConfidentPixels(Objective):
     Args:
         network: Maps (N, B, H, W) images to (N, K, H, W) logits; trained in place.
         keep: Share of the pixels of each class with weight 1 after the ramp, in (0, 1].
-        ramp: Share of the training that the ramp takes, in (0, 1]. Our choice: the longer, the more of a class is learnt
-            before its hard pixels, many of which are right, lose weight.
+        ramp: Share of the training that the ramp takes, in (0, 1]. Our choice: the longer, the more of a class is
+            learnt before its hard pixels, many of which are right, lose weight.
     """
 
     def __init__(self, network: nn.Module, *, keep: float = 0.5, ramp: float = 0.8) -> None:
@@ -245,17 +244,6 @@ class ConfidentPixels(Objective):
         keep = 1 - (1 - self.keep) * min(1.0, self.done / self.ramp)
         weight = confident_pixels(logits, masks, keep=keep)
         return weighted_cross_entropy(logits, masks, weight) + weighted_dice(logits, masks, weight)
-
-
-# Short names, and how each is made from a segmentation network.
-REMEDIES: dict[str, Callable[[nn.Module], Objective]] = {
-    "gce": GeneralisedCrossEntropy,
-    "sce": SymmetricCrossEntropy,
-    "bootstrap": Bootstrapping,
-    "smooth": LabelSmoothing,
-    "select": ConfidentPixels,
-    "correct": TeacherCorrection,
-}
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

@@ -160,7 +160,7 @@ def load(folder: Path, images: Images | None = None) -> tuple[dict[str, Tensor],
             if _card((file.metadata() or {}).get("card", "null")) != card:
                 raise ValueError("its header holds another card than card.json")
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise WeightsError(f"{path}: cannot be read ({error}); delete the folder and make it again") from error
+        raise WeightsError(f"{path}: cannot be read ({error}); delete the folder and redo the run or export") from error
     if images is not None:
         try:
             check_images(card, images)
@@ -221,9 +221,9 @@ def export_onnx(network: nn.Module, card: WeightCard, destination: Path) -> None
     """Write a network, or an encoder alone, as an ONNX file that takes raw digital numbers.
 
     Input ``image`` is (N, B, H, W) float32 of raw values in the card's band order; the card's normalisation is part of
-    the graph. N, H and W are free, H and W multiples of 32 (for which the decoders are built). A network gives
-    ``logits`` (N, K, H, W), an encoder one output per layer: ``stem``, ``stage1``, ... The card is in the model's
-    metadata under ``card``, as JSON.
+    the graph. N, H and W are free, H and W multiples of 32: decoders are built for these, and the graph does not
+    check it. A network gives ``logits`` (N, K, H, W), an encoder one output per layer: ``stem``, ``stage1``, ... The
+    card is in the model's metadata under ``card``, as JSON.
 
     PyTorch's TorchScript-based exporter is used: it needs no package but onnx, and takes 0.2 s where the newer one,
     which needs onnxscript too, takes 7 s for the same graph.
@@ -351,7 +351,7 @@ def _read_card(path: Path) -> tuple[WeightCard, str]:
         digest = fields.pop(_DIGEST)
         return _card(json.dumps(fields)), digest
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{path}: cannot be read ({error}); delete the folder and make it again") from error
+        raise WeightsError(f"{path}: cannot be read ({error}); delete the folder and redo the run or export") from error
 
 
 def _card(text: str) -> WeightCard:

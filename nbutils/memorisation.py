@@ -9,7 +9,7 @@ must all agree, and a threshold relative to the mean slope of the curve so far. 
 (judging by its published code) waits until the slope has passed its minimum, fits a curve and goes back to a checkpoint
 halfway into the transition. A training loop that cannot go back must decide on the spot, so here the transition is
 called as soon as every window is flat; windows are counted in points of the curve, for curves of 20 to 100 points; and
-a curve must have risen by more than its noise. The numbers below are ours and were tuned on synthetic curves only.
+a curve must have risen by more than its noise. The numbers below are ours, chosen on synthetic curves.
 """
 
 from dataclasses import dataclass

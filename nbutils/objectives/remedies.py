@@ -227,8 +227,8 @@ class ConfidentPixels(Objective):
     Args:
         network: Maps (N, B, H, W) images to (N, K, H, W) logits; trained in place.
         keep: Share of the pixels of each class with weight 1 after the ramp, in (0, 1].
-        ramp: Share of the training that the ramp takes, in (0, 1]. Our choice: the longer, the more of a class is
-            learnt before its hard pixels, many of which are right, lose weight.
+        ramp: Share of the training that the ramp takes, in (0, 1]. Our choice: the longer, the more is learnt before
+            hard pixels, many of whose labels are right, lose weight.
     """
 
     def __init__(self, network: nn.Module, *, keep: float = 0.5, ramp: float = 0.8) -> None:

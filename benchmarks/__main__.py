@@ -8,11 +8,10 @@ is measured in seconds of that core.
 import json
 import os
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,58 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nbutils import (
-    ROOT,
-    audit,
-    batches,
-    distance,
-    labelling,
-    legend,
-    networks,
-    noise,
-    objectives,
-    patches,
-    simulate,
-    training,
-)
+from benchmarks import trainings
+from benchmarks.racing import Row, race
+from nbutils import ROOT, audit, distance, labelling, legend, noise, patches, simulate, training
 from nbutils.legend import VOID
 
-PATCH_PX, BATCH, STEPS, BANDS = 96, 16, 6, ("nir", "red", "green", "blue")
+PATCH_PX, BANDS = 96, ("nir", "red", "green", "blue")
 SCENE_PX = 384
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured speed, in `unit` (higher is faster)."""
-
-    name: str
-    unit: str
-    median: float
-    low: float
-    high: float
-    repeats: int
-
-
-def race(
-    unit: str,
-    amount: float,
-    runners: dict[str, Callable[[], object]],
-    repeats: int = 5,
-    clock: Callable[[], float] = time.perf_counter,
-) -> list[Row]:
-    """Run functions in turn `repeats` times; each does `amount` of `unit`-seconds' work."""
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    for repeat in range(repeats + 1):
-        for name, run in runners.items():
-            start = clock()
-            run()
-            if repeat:  # the first round warms up
-                seconds[name].append(clock() - start)
-    rows = []
-    for name, times in seconds.items():
-        rates = [amount / t for t in times]
-        rows.append(Row(name, unit, statistics.median(rates), min(rates), max(rates), repeats))
-    return rows
 
 
 def city_patches(scene: simulate.Scene) -> patches.PatchSet:
@@ -98,32 +52,6 @@ def city_patches(scene: simulate.Scene) -> patches.PatchSet:
         exact_legend=legend.get("nyc8"),
         licence="CC0-1.0",
     )
-
-
-def network(encoder: str) -> objectives.Supervised:
-    """A U-Net with its loss."""
-    built = networks.build(encoder, "unet", in_channels=len(BANDS), n_classes=8, seed=0)
-    return objectives.Supervised(built)
-
-
-def bench_training(data: patches.PatchSet, encoder: str, precision: str) -> list[Row]:
-    """`training.fit` against the shortest loop in plain PyTorch, which has no augmentation and one fixed batch."""
-    plan = training.Plan(steps=STEPS, batch_size=BATCH, learning_rate=1e-3, precision=precision, seed=0)
-    ours, bare = network(encoder), network(encoder).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(bare.parameters(), lr=1e-3)
-    images, masks, _ = next(batches.Batches(data, "exact", batch_size=BATCH, seed=0))
-
-    def bare_loop() -> None:
-        for _ in range(STEPS):
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                loss = bare(images, masks)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    what = f"U-Net {encoder}, {PATCH_PX} px, {precision}"
-    runners = {f"train {what}": lambda: training.fit(ours, data, "exact", plan), f"- bare loop, {what}": bare_loop}
-    return race("images/s", STEPS * BATCH, runners, repeats=3)
 
 
 def bench_lidar(folder: Path) -> list[Row]:
@@ -226,10 +154,12 @@ def main() -> None:
     scene = simulate.city_scene(0, SCENE_PX)
     data = city_patches(scene)
     rows: list[Row] = []
+    if not trainings.rival_installed():
+        print("torchgeo is not installed, so it is not compared with (pip install torchgeo)", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         for bench in (
-            lambda: bench_training(data, "resnet18", "fp32"),
-            lambda: bench_training(data, "resnet18", "bf16"),
+            lambda: trainings.bench(data, "resnet18", "fp32", repeats=3),
+            lambda: trainings.bench(data, "resnet18", "bf16", repeats=3, rival=trainings.rival_installed()),
             lambda: bench_lidar(Path(scratch)),
             lambda: bench_noise(big_mask()),
             lambda: bench_audit(big_mask()),

@@ -6,6 +6,7 @@ same network, precision and layout, a fused optimiser, and cross-entropy alone. 
 `Trainer` as it comes, without its logger, checkpoints and progress bar, on normalised patches in memory.
 """
 
+import importlib
 import importlib.util
 import logging
 import tempfile
@@ -15,13 +16,14 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from benchmarks.racing import Row, ratios, rounds, speeds
 from nbutils import batches, networks, objectives, training
 from nbutils.legend import VOID
 from nbutils.patches import PatchSet
 
-BATCH, STEPS, CLASSES, RATE = 16, 6, 8, 1e-3
+BATCH, STEPS, CLASSES, RATE = 16, 8, 8, 1e-3
 
 
 def bench(data: PatchSet, encoder: str, precision: str, *, repeats: int = 5, rival: bool = False) -> list[Row]:
@@ -67,11 +69,11 @@ def _ours(data: PatchSet, encoder: str, precision: str) -> Callable[[], object]:
 
 def _bare(data: PatchSet, encoder: str, precision: str) -> Callable[[], object]:
     network = _network(data, encoder).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, fused=True)
     images, masks, _ = next(batches.Batches(data, "exact", batch_size=BATCH, seed=0))
     masks = masks.long()
 
     def loop() -> None:
+        optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, fused=True)
         for _ in range(STEPS):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 loss = F.cross_entropy(network(images), masks, ignore_index=VOID)
@@ -85,13 +87,11 @@ def _bare(data: PatchSet, encoder: str, precision: str) -> Callable[[], object]:
 def _torchgeo(data: PatchSet, encoder: str) -> Callable[[], object]:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    import nbutils.compat  # noqa: F401 torchgeo imports torchvision
-    from lightning.pytorch import Trainer
-    from torch.utils.data import DataLoader
-    from torchgeo.trainers import SemanticSegmentationTask
 
+    build = importlib.import_module("torchgeo.trainers").SemanticSegmentationTask  # no dependency of ours: by name
+    trainer = importlib.import_module("lightning.pytorch").Trainer
     settings = {"model": "unet", "backbone": encoder, "in_channels": len(data.bands), "num_classes": CLASSES}
-    task = SemanticSegmentationTask(**settings, loss="ce", ignore_index=VOID, lr=RATE)
+    task = build(**settings, loss="ce", ignore_index=VOID, lr=RATE)
     # Its schedule wants a validation, which would cost time: its optimiser alone.
     task.configure_optimizers = lambda: torch.optim.AdamW(task.parameters(), lr=RATE)
     images = batches.normalise(torch.as_tensor(data.images), data).contiguous()
@@ -104,6 +104,6 @@ def _torchgeo(data: PatchSet, encoder: str) -> Callable[[], object]:
     def loop() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of few workers and no validation
-            Trainer(max_steps=STEPS, default_root_dir=folder, **quiet).fit(task, loader)
+            trainer(max_steps=STEPS, default_root_dir=folder, **quiet).fit(task, loader)
 
     return loop

@@ -1,5 +1,7 @@
 """Regularisation: views of one place are described alike, and no two parts of the description say the same."""
 
+from collections.abc import Sequence
+
 import torch
 from lightly.loss import VICRegLoss
 from lightly.models.modules.heads import VICRegProjectionHead
@@ -11,25 +13,27 @@ from nbutils.objectives.views import cut, places, random_crops, recolour, within
 
 
 class VICRegL(SelfSupervised):
-    """The local term of VICRegL (Bardes et al. 2022): the same ground is described alike in two views, cell by cell.
+    """VICRegL (Bardes et al. 2022): the same ground is described alike in two views, cell by cell and as a whole.
 
     Features of a stage are projected cell by cell, matched by where they lie on the ground, and compared by VICReg:
-    matches attract, while every channel must vary over cells and be uncorrelated with the others.
+    matches attract, while every channel must vary over cells and be uncorrelated with the others. A second term
+    compares the pooled features of the deepest stage.
 
-    What differs from the paper, since a batch here has a dozen images and segmentation is what features are for:
-    variance and covariance are taken over the cells of all images, not over the images place by place (16 samples
-    estimate no 128 x 128 covariance); a middle stage is compared, not the deepest, whose cells are too coarse; the term
-    on pooled features and the matching by similarity are left out; every cell that both views show is used, with
-    the other view's features interpolated at its place.
+    What differs from the paper, since a batch here has a dozen images and segmentation is what the features are for:
+    variance and covariance of cells are taken over all images, not place by place (16 samples estimate no 128 x 128
+    covariance); cells of middle stages are compared, since the deepest are too coarse; the local term has the larger
+    share; cells are not matched by similarity as well; every cell that both views show is used, against the other
+    view's features interpolated at its place; views cover half the image or more, so that there are such cells.
 
     Args:
         encoder: Trained in place.
-        seed: Of the head and the views.
-        stage: Whose features are compared, as an index into the encoder's `out_channels`.
-        hidden: Width of the head.
-        dimensions: Of the space in which cells are compared.
-        min_area: Smallest share of the image that a view covers, at least 0.5, so that two views always overlap.
-        jitter: Strength of the change of colour, see `recolour`.
+        seed: Of the heads and the views.
+        stages: Whose cells are compared, as indices into the encoder's `out_channels`.
+        whole: Share of the term on pooled features in the loss, in [0, 1).
+        hidden: Width of the heads.
+        dimensions: Of the space in which descriptions are compared.
+        min_area: Smallest share of the image that a view covers; two views of 0.5 or more always overlap.
+        jitter: Strength of the change of colour, see `views.recolour`.
         weights: Of invariance, variance and covariance.
     """
 
@@ -38,7 +42,8 @@ class VICRegL(SelfSupervised):
         encoder: nn.Module,
         *,
         seed: int,
-        stage: int = 3,
+        stages: Sequence[int] = (3, 4),
+        whole: float = 0.2,
         hidden: int = 256,
         dimensions: int = 128,
         min_area: float = 0.5,
@@ -46,17 +51,20 @@ class VICRegL(SelfSupervised):
         weights: tuple[float, float, float] = (25.0, 25.0, 1.0),
     ) -> None:
         super().__init__(encoder, seed=seed)
+        channels = [encoder.out_channels[stage] for stage in (*stages, -1)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = VICRegProjectionHead(encoder.out_channels[stage], hidden, dimensions, num_layers=2)
+            heads = [VICRegProjectionHead(each, hidden, dimensions, num_layers=2) for each in channels]
+        *local, self.whole_head = heads
+        self.heads = nn.ModuleList(local)
         self.distance = VICRegLoss(*weights)
-        self.stage, self.min_area, self.jitter = stage, min_area, jitter
+        self.stages, self.whole, self.min_area, self.jitter = tuple(stages), whole, min_area, jitter
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
-        """Return the loss of the cells that a view of each of two (2, N, B, H, W) images share; masks are not used.
+        """Return the loss of a view of each of two (2, N, B, H, W) images of a place; masks are not used.
 
         Raises:
-            ValueError: There are fewer than two images, or these are too small for the stage to have shared cells.
+            ValueError: There are fewer than two images, or these are too small for a stage to have shared cells.
         """
         self._check(images, 2)
         crops = [random_crops(len(each), self.generator, min_area=self.min_area) for each in images]
@@ -64,13 +72,25 @@ class VICRegL(SelfSupervised):
             recolour(cut(each, crop), self.generator, jitter=self.jitter)
             for each, crop in zip(images, crops, strict=True)
         ]
-        here, there = shared_cells(self.encoder(torch.cat(views))[self.stage].float(), *crops)
+        features = self.encoder(torch.cat(views))
+        local = [
+            self._compare(head, *self._shared(features[stage], stage, crops))
+            for head, stage in zip(self.heads, self.stages, strict=True)
+        ]
+        pooled = features[-1].mean(dim=(2, 3)).chunk(2)
+        return (1 - self.whole) * torch.stack(local).mean() + self.whole * self._compare(self.whole_head, *pooled)
+
+    def _shared(self, features: Tensor, stage: int, crops: list[Tensor]) -> tuple[Tensor, Tensor]:
+        here, there = shared_cells(features, *crops)
         if len(here) < 2:
             raise ValueError(
-                f"the views of {tuple(images.shape[-2:])} pixels share {len(here)} cells of stage {self.stage}, "
-                "VICRegL needs 2 or more; choose an earlier stage or larger patches"
+                f"the two views share {len(here)} cells of stage {stage}, which has {tuple(features.shape[-2:])}; "
+                "VICRegL needs 2 or more: choose earlier stages or larger patches"
             )
-        return self.distance(*self.head(torch.cat([here, there])).chunk(2))
+        return here, there
+
+    def _compare(self, head: nn.Module, here: Tensor, there: Tensor) -> Tensor:
+        return self.distance(*head(torch.cat([here, there])).float().chunk(2))
 
 
 def shared_cells(features: Tensor, here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +108,7 @@ def shared_cells(features: Tensor, here: Tensor, there: Tensor) -> tuple[Tensor,
     ours, theirs = features.chunk(2)
     height, width = features.shape[-2:]
     at = within(places(here, height, width).flatten(1, 2), there)  # (N, h w, 2)
-    margin = 1 - 1 / torch.tensor([width, height])  # beyond the outer centres nothing is known
-    inside = (at.abs() <= margin).all(dim=-1).to(features.device)
-    sampled = F.grid_sample(theirs, at.to(features).unsqueeze(2), align_corners=False).squeeze(3)  # (N, C, h w)
+    inside = (at.abs() <= 1).all(dim=-1).to(features.device)
+    at = at.to(features).unsqueeze(2)
+    sampled = F.grid_sample(theirs, at, padding_mode="border", align_corners=False).squeeze(3)  # (N, C, h w)
     return ours.flatten(2).transpose(1, 2)[inside], sampled.transpose(1, 2)[inside]

@@ -118,6 +118,12 @@ class PatchSet:
             raise ValueError(f"{self.name}: a budget of {n} patches was asked for, there are {len(self)}")
         return self.take(_spread(self.scenes, np.random.default_rng(seed))[:n])
 
+    def one_of_each_place(self) -> "PatchSet":
+        """Return the first patch of every place, for what is counted in masks: dates of a place share theirs."""
+        if self.places is None:
+            return self
+        return self.take(np.sort(np.unique(self.places, return_index=True)[1]))
+
     def exact_as_noisy(self) -> NDArray[np.uint8]:
         """Return the exact masks in the noisy map's legend, (N, h, w) uint8.
 

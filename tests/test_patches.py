@@ -363,6 +363,12 @@ def test_places_survive_whatever_is_done_to_patches(found, cache):
     assert patches.content_hash(back) == other.fingerprint != found.fingerprint
 
 
+def test_one_of_each_place_counts_no_mask_twice(found):
+    once = found.one_of_each_place()
+    assert sorted(once.places) == sorted(set(found.places.tolist())) and len(once) < len(found)
+    assert DATA.one_of_each_place() is DATA
+
+
 def test_the_fingerprint_sees_places_where_there_are_some(found, dated):
     hashes = [patches.content_hash(replace(found, places=p)) for p in (found.places, found.places[::-1], None)]
     assert hashes[0] == found.fingerprint and len(set(hashes)) == 3

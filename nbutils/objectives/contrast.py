@@ -6,7 +6,7 @@ from lightly.models.modules import MoCoProjectionHead
 from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 
-from nbutils.objectives.selfsupervised import SelfSupervised, follower, pooled
+from nbutils.objectives.selfsupervised import SelfSupervised, follower, full_precision, pooled
 from nbutils.objectives.views import random_view
 
 
@@ -68,7 +68,8 @@ class MoCo(SelfSupervised):
             view, order = random_view(there, self.generator), torch.randperm(len(there), generator=self.generator)
             shuffled = self._pooled(self.key_encoder, view[order.to(view.device)])
             key = self.key_head(shuffled[order.argsort().to(view.device)])
-        return self.contrast(query.float(), key.float())
+        with full_precision(images):
+            return self.contrast(query.float(), key.float())
 
     def _pooled(self, encoder: nn.Module, images: Tensor) -> Tensor:
         """Pool the features of every image, (N, C); BatchNorm sees one group of images at a time."""

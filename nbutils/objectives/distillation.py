@@ -9,7 +9,7 @@ from lightly.models.modules import DINOProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from torch import Tensor, nn
 
-from nbutils.objectives.selfsupervised import SelfSupervised, follower, pooled
+from nbutils.objectives.selfsupervised import SelfSupervised, follower, full_precision, pooled
 from nbutils.objectives.views import random_view
 
 
@@ -84,7 +84,8 @@ class DINO(SelfSupervised):
         seen = [pooled(self.encoder(views)) for views in (whole, parts) if len(views)]
         said = self.head(torch.cat(seen))
         n = images.shape[1]
-        return self.distance(taught.float().split(n), said.float().split(n), teacher_temp=self.temperature)
+        with full_precision(images):
+            return self.distance(taught.float().split(n), said.float().split(n), teacher_temp=self.temperature)
 
     def _global_views(self, images: Tensor) -> Tensor:
         """Draw one view of each image of the pair, (2 N, B, H, W)."""

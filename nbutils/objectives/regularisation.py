@@ -8,7 +8,7 @@ from lightly.models.modules.heads import VICRegProjectionHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nbutils.objectives.selfsupervised import SelfSupervised, pooled
+from nbutils.objectives.selfsupervised import SelfSupervised, full_precision, pooled
 from nbutils.objectives.views import cut, places, random_crops, recolour, within
 
 
@@ -90,7 +90,9 @@ class VICRegL(SelfSupervised):
         return here, there
 
     def _compare(self, head: nn.Module, here: Tensor, there: Tensor) -> Tensor:
-        return self.distance(*head(torch.cat([here, there])).float().chunk(2))
+        described = head(torch.cat([here, there])).float()
+        with full_precision(described):
+            return self.distance(*described.chunk(2))
 
 
 def shared_cells(features: Tensor, here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,11 @@ def follower(module: nn.Module) -> nn.Module:
     return copied
 
 
+def full_precision(images: Tensor) -> torch.autocast:
+    """Return a context without autocast: a loss that compares many numbers needs more digits than bf16 has."""
+    return torch.autocast(images.device.type, enabled=False)
+
+
 def pooled(features: list[Tensor]) -> Tensor:
     """Mean over space of the deepest of an encoder's features, (N, C)."""
     return features[-1].mean(dim=(2, 3))

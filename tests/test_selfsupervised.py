@@ -314,15 +314,25 @@ def test_vicregl_finds_no_distance_where_both_views_are_described_by_their_place
 
 def test_vicregl_refuses_views_without_shared_cells(monkeypatch):
     corners = iter([-0.5, 0.5])  # quarters of the image at opposite corners
-    monkeypatch.setattr(
-        regularisation,
-        "random_crops",
-        lambda n, generator, **settings: torch.tensor([[0.4, 0.0, at := next(corners)], [0.0, 0.4, at]]).expand(
-            n, 2, 3
-        ),
-    )
+
+    def draw(n, generator, **settings):
+        at = next(corners)
+        return torch.tensor([[0.4, 0.0, at], [0.0, 0.4, at]]).expand(n, 2, 3)
+
+    monkeypatch.setattr(regularisation, "random_crops", draw)
     with pytest.raises(ValueError, match=r"share 0 cells of stage 3, which has \(4, 4\).*earlier stages"):
         objectives.VICRegL(_encoder(), seed=0)(_pair(), None)
+
+
+@every
+def test_mixed_precision_gives_nearly_the_same_loss(name):
+    build, _ = OBJECTIVES[name]
+    losses = []
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            losses.append(build(_encoder(), 0)(_pair(8), None))
+    assert losses[1].dtype == torch.float32
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=0.05)
 
 
 @every

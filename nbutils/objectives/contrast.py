@@ -1,14 +1,12 @@
 """Contrast: views of one place attract, views of others repel."""
 
-from collections.abc import Sequence
-
 import torch
 from lightly.loss import NTXentLoss
 from lightly.models.modules import MoCoProjectionHead
 from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 
-from nbutils.objectives.selfsupervised import SelfSupervised, follower, pooled, width
+from nbutils.objectives.selfsupervised import SelfSupervised, follower, full_precision, pooled
 from nbutils.objectives.views import random_view
 
 
@@ -30,7 +28,6 @@ class MoCo(SelfSupervised):
         temperature: Of the softmax over similarities.
         momentum: Share of the key encoder that a step keeps, in [0, 1].
         dimensions: Of the space in which views are compared.
-        stages: Whose features are pooled and compared, as indices into the encoder's `out_channels`.
     """
 
     def __init__(
@@ -43,10 +40,9 @@ class MoCo(SelfSupervised):
         temperature: float = 0.2,
         momentum: float = 0.99,
         dimensions: int = 128,
-        stages: Sequence[int] = (-1,),
     ) -> None:
         super().__init__(encoder, seed=seed)
-        features = width(encoder, stages)
+        features = encoder.out_channels[-1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = MoCoProjectionHead(features, features, dimensions)
@@ -55,7 +51,7 @@ class MoCo(SelfSupervised):
         for name in ("bank", "bank_ptr"):  # lightly leaves the queue out of the state
             memory.register_buffer(name, getattr(memory, name))
         self.key_encoder, self.key_head = follower(encoder), follower(self.head)
-        self.momentum, self.groups, self.stages = momentum, groups, tuple(stages)
+        self.momentum, self.groups = momentum, groups
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """Return the contrastive loss of a view of each of two (2, N, B, H, W) images of a place; masks are not used.
@@ -72,8 +68,9 @@ class MoCo(SelfSupervised):
             view, order = random_view(there, self.generator), torch.randperm(len(there), generator=self.generator)
             shuffled = self._pooled(self.key_encoder, view[order.to(view.device)])
             key = self.key_head(shuffled[order.argsort().to(view.device)])
-        return self.contrast(query.float(), key.float())
+        with full_precision(images):
+            return self.contrast(query.float(), key.float())
 
     def _pooled(self, encoder: nn.Module, images: Tensor) -> Tensor:
         """Pool the features of every image, (N, C); BatchNorm sees one group of images at a time."""
-        return torch.cat([pooled(encoder, group, self.stages) for group in images.chunk(self.groups)])
+        return torch.cat([pooled(encoder(group)) for group in images.chunk(self.groups)])

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Sequence
 
 import torch
 from lightly.loss import DINOLoss
@@ -10,7 +9,7 @@ from lightly.models.modules import DINOProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from torch import Tensor, nn
 
-from nbutils.objectives.selfsupervised import SelfSupervised, follower, pooled, width
+from nbutils.objectives.selfsupervised import SelfSupervised, follower, full_precision, pooled
 from nbutils.objectives.views import random_view
 
 
@@ -22,8 +21,9 @@ class DINO(SelfSupervised):
 
     What differs from SSL4EO-S12, which trains 100 epochs on 250,000 images: 256 prototypes in place of 65,536, since an
     epoch has hundreds of images; a teacher momentum that starts at 0.98 in place of 0.996, which would keep the initial
-    teacher for most of the training; half-size local crops, which cost a quarter; BatchNorm in the head, as the authors
-    advise for convolutional networks.
+    teacher for most of the training; two local crops of half the size in place of eight, which together cost half an
+    image; larger crops, since patches are small; BatchNorm in the head, as the authors advise for convolutional
+    networks; a teacher's temperature without warm-up.
 
     Args:
         encoder: The student, trained in place.
@@ -37,7 +37,6 @@ class DINO(SelfSupervised):
         global_area: The same of a global view.
         momentum: Share of the teacher that a step keeps at first; rises to 1 along a cosine.
         temperatures: Of the student and of the teacher.
-        stages: Whose features are pooled and classed, as indices into the encoder's `out_channels`.
     """
 
     def __init__(
@@ -48,25 +47,24 @@ class DINO(SelfSupervised):
         prototypes: int = 256,
         hidden: int = 256,
         bottleneck: int = 64,
-        local_views: int = 4,
+        local_views: int = 2,
         local_scale: float = 0.5,
         local_area: tuple[float, float] = (0.05, 0.3),
         global_area: tuple[float, float] = (0.3, 1.0),
         momentum: float = 0.98,
         temperatures: tuple[float, float] = (0.1, 0.04),
-        stages: Sequence[int] = (-1,),
     ) -> None:
         super().__init__(encoder, seed=seed)
-        student, self.temperature = temperatures
+        features, (student, self.temperature) = encoder.out_channels[-1], temperatures
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = _head(width(encoder, stages), hidden, bottleneck, prototypes)
-            self.teacher_head = _head(width(encoder, stages), hidden, bottleneck, prototypes)
+            self.head = _head(features, hidden, bottleneck, prototypes)
+            self.teacher_head = _head(features, hidden, bottleneck, prototypes)
         self.teacher_head.load_state_dict(self.head.state_dict())  # a head with weight norm cannot be copied
         deactivate_requires_grad(self.teacher_head)
         self.teacher = follower(encoder)
         self.distance = DINOLoss(prototypes, student_temp=student)
-        self.momentum, self.stages = momentum, tuple(stages)
+        self.momentum = momentum
         self.local_views, self.local_scale = local_views, local_scale
         self.local_area, self.global_area = local_area, global_area
 
@@ -82,11 +80,12 @@ class DINO(SelfSupervised):
             kept = 1 - (1 - self.momentum) * (1 + math.cos(math.pi * self.done)) / 2
             update_momentum(self.encoder, self.teacher, kept)
             update_momentum(self.head, self.teacher_head, kept)
-            taught = self.teacher_head(pooled(self.teacher, whole, self.stages))
-        seen = [pooled(self.encoder, views, self.stages) for views in (whole, parts) if len(views)]
+            taught = self.teacher_head(pooled(self.teacher(whole)))
+        seen = [pooled(self.encoder(views)) for views in (whole, parts) if len(views)]
         said = self.head(torch.cat(seen))
         n = images.shape[1]
-        return self.distance(taught.float().split(n), said.float().split(n), teacher_temp=self.temperature)
+        with full_precision(images):
+            return self.distance(taught.float().split(n), said.float().split(n), teacher_temp=self.temperature)
 
     def _global_views(self, images: Tensor) -> Tensor:
         """Draw one view of each image of the pair, (2 N, B, H, W)."""

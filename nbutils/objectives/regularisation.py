@@ -8,7 +8,7 @@ from lightly.models.modules.heads import VICRegProjectionHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nbutils.objectives.selfsupervised import SelfSupervised
+from nbutils.objectives.selfsupervised import SelfSupervised, full_precision, pooled
 from nbutils.objectives.views import cut, places, random_crops, recolour, within
 
 
@@ -77,11 +77,11 @@ class VICRegL(SelfSupervised):
             self._compare(head, *self._shared(features[stage], stage, crops))
             for head, stage in zip(self.heads, self.stages, strict=True)
         ]
-        pooled = features[-1].mean(dim=(2, 3)).chunk(2)
-        return (1 - self.whole) * torch.stack(local).mean() + self.whole * self._compare(self.whole_head, *pooled)
+        whole = self._compare(self.whole_head, *pooled(features).chunk(2))
+        return (1 - self.whole) * torch.stack(local).mean() + self.whole * whole
 
     def _shared(self, features: Tensor, stage: int, crops: list[Tensor]) -> tuple[Tensor, Tensor]:
-        here, there = shared_cells(features, *crops)
+        here, there = shared_cells(features.float(), *crops)  # places need more digits than bf16 has
         if len(here) < 2:
             raise ValueError(
                 f"the two views share {len(here)} cells of stage {stage}, which has {tuple(features.shape[-2:])}; "
@@ -90,7 +90,9 @@ class VICRegL(SelfSupervised):
         return here, there
 
     def _compare(self, head: nn.Module, here: Tensor, there: Tensor) -> Tensor:
-        return self.distance(*head(torch.cat([here, there])).float().chunk(2))
+        described = head(torch.cat([here, there])).float()
+        with full_precision(described):
+            return self.distance(*described.chunk(2))
 
 
 def shared_cells(features: Tensor, here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
-"""What the self-supervised objectives share: pairs of images, their own randomness, and heads on pooled features."""
+"""What the self-supervised objectives share: pairs of images, their own randomness, and how images are summed up."""
 
 import copy
-from collections.abc import Sequence
 
 import torch
 from lightly.models.utils import deactivate_requires_grad
@@ -51,12 +50,11 @@ def follower(module: nn.Module) -> nn.Module:
     return copied
 
 
-def pooled(encoder: nn.Module, images: Tensor, stages: Sequence[int]) -> Tensor:
-    """Mean over space of the features of some stages (index into `out_channels`), side by side: (N, C)."""
-    features = encoder(images)
-    return torch.cat([features[stage].mean(dim=(2, 3)) for stage in stages], dim=1)
+def full_precision(images: Tensor) -> torch.autocast:
+    """Return a context without autocast: a loss that compares many numbers needs more digits than bf16 has."""
+    return torch.autocast(images.device.type, enabled=False)
 
 
-def width(encoder: nn.Module, stages: Sequence[int]) -> int:
-    """Number of channels of `pooled`."""
-    return sum(encoder.out_channels[stage] for stage in stages)
+def pooled(features: list[Tensor]) -> Tensor:
+    """Mean over space of the deepest of an encoder's features, (N, C)."""
+    return features[-1].mean(dim=(2, 3))

@@ -38,7 +38,7 @@ class WeightsError(ValueError):
 class WeightCard:
     """What a weight file needs to be used correctly: the images it saw, and how they were prepared.
 
-    The network expects ``(raw / scale - mean) / std`` per band, as `training.normalise` computes it.
+    The network expects ``(raw / scale - mean) / std`` per band, as `batches.normalise` computes it.
 
     Attributes:
         encoder: Name of the encoder in segmentation-models-pytorch.

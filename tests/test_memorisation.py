@@ -82,6 +82,14 @@ def test_the_call_at_a_step_uses_no_later_point(seed, end, sigma):
         assert {online[n] for n in called} == {whole} == {steps[called[0]]}
 
 
+def test_what_comes_after_the_call_does_not_change_it():
+    curve = _three_stages(60, 20, 55) + np.random.default_rng(0).normal(0, 0.005, 60)
+    found = memorisation.transition(np.arange(60), curve)
+    for wild in (np.tile([0.0, 1.0], 20), np.zeros(40), np.linspace(0.7, 1, 40)):
+        changed = np.r_[curve[: found + 1], wild]
+        assert memorisation.transition(np.arange(len(changed)), changed) == found
+
+
 @given(st.floats(0.01, 1000), st.integers(-1000, 1000))
 def test_the_unit_of_the_steps_does_not_matter(scale, offset):
     curve = _three_stages(50, 20, 45) + np.random.default_rng(0).normal(0, 0.005, 50)

@@ -83,10 +83,9 @@ def _replaced(target: NDArray[np.uint8], seen: NDArray[np.uint8], vote: float) -
     number, sizes = _objects(target)
     kinds = VOID + 1
     votes = np.bincount(number.ravel() * kinds + seen.ravel(), minlength=len(sizes) * kinds).reshape(-1, kinds)
-    votes = votes[:, :VOID]  # undecided pixels do not vote
+    votes = votes[:, :VOID]  # undecided pixels do not vote, and on void, number 0, all are undecided
     winner = votes.argmax(axis=1)
     wins = votes.max(axis=1) > vote * sizes
-    wins[0] = False  # void is no object
     return np.where(wins[number], winner[number], target).astype(np.uint8)
 
 

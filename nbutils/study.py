@@ -243,15 +243,15 @@ def probe_layers(
         "code": code_digest(probing, networks, batches),
     }
 
-    def build() -> dict[str, dict[str, list]]:
+    def build() -> dict[str, list]:
         module, rng = encoder_of(result, data, encoder=encoder, seed=seed), np.random.default_rng(seed)
         seen = data if result is None else prepared(result.folder, data)
         judges = {split: seen.split(split) for split in ("test", "validation")}
         counts = probing.probe_layers(module, seen.split("finetune"), judges, "exact", n_pixels=n_pixels, rng=rng)
-        return {split: {layer: table.tolist() for layer, table in each.items()} for split, each in counts.items()}
+        # as lists, since JSON is stored with sorted keys
+        return {split: [[layer, table.tolist()] for layer, table in each.items()] for split, each in counts.items()}
 
-    stored = cached(key, build)
-    return {split: {layer: np.array(table) for layer, table in each.items()} for split, each in stored.items()}
+    return {split: {layer: np.array(t) for layer, t in each} for split, each in cached(key, build).items()}
 
 
 def table(results: Sequence[Result]) -> pd.DataFrame:

@@ -19,7 +19,7 @@ CARD = "data/datasets/city.yaml"
 PRETRAINING = (5e-4, 2e-3, 6e-3, 2e-2)
 FINETUNING = (3e-3, 6e-3, 1.2e-2)
 MIDDLE = FINETUNING[1]
-SEEDS = (0, 1)
+SEEDS = (0,)
 COMMON = {"encoder": "tu-test_resnet", "width": "slim", "precision": "auto"}
 COLUMNS = ["arm", "pretraining_rate", "seed", "frozen", "finetuning_rate", "validation_miou", "run"]
 

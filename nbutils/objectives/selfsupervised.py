@@ -30,7 +30,7 @@ class SelfSupervised(Objective):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Put the generator back."""
-        self.generator.set_state(state)
+        self.generator.set_state(state.cpu())
 
     def _check(self, images: Tensor, need: int) -> None:
         """Raise a `ValueError` for batches too small to be normalised and compared."""

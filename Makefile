@@ -38,6 +38,8 @@ study: .venv/.ready
 
 figures: .venv/.ready
 	@$(BIN)/python tools/study.py --profile evidence --publish figures
+	@$(BIN)/python tools/study.py --profile evidence --dataset data/datasets/globe.yaml --only 03,04,05 \
+	    --publish-tables figures/globe
 
 lab: .venv/.ready
 	$(BIN)/jupyter lab notebooks/00_overview.ipynb

@@ -12,13 +12,9 @@ from nbutils.objectives import Objective
 SELF_SUPERVISED = {"moco": objectives.MoCo, "dino": objectives.DINO, "vicregl": objectives.VICRegL}
 REMEDIES = {f"noisy+{name}": remedy for name, remedy in objectives.REMEDIES.items()}
 ARMS = ("random", *SELF_SUPERVISED, "noisy", *REMEDIES, "exact")
-# Peak rates of AdamW, chosen by the same search for every arm on the city's validation scenes: tools/rates.py.
-LEARNING_RATES = (
-    {"moco": 5e-4, "noisy": 1e-2, "exact": 1e-2, "finetune": 6e-3}
-    | dict.fromkeys(REMEDIES, 1e-2)
-    | {"dino": 2e-3, "vicregl": 2e-3}
-)
-
+# Peak rates of AdamW, chosen by the same search for every arm on the city's validation scenes: tools/rates.py. A remedy
+# takes the rate of the plain noisy arm, so that it differs from it in one thing.
+LEARNING_RATES = {"moco": 5e-4, "dino": 2e-3, "vicregl": 2e-3, "noisy": 1e-2, "exact": 1e-2, "finetune": 6e-3}
 _OWN = ("nbutils.objectives.", "nbutils.memorisation")
 
 
@@ -36,6 +32,12 @@ def target_of(arm: str) -> str:
     """Return the masks an arm learns from: ``noisy``, ``exact``, or nothing for self-supervision."""
     check(arm)
     return "" if arm in SELF_SUPERVISED else arm.partition("+")[0]
+
+
+def rate_of(arm: str) -> float:
+    """Return the peak learning rate of an arm's pretraining."""
+    check(arm)
+    return LEARNING_RATES[arm.partition("+")[0]]
 
 
 def objective_of(arm: str, network: nn.Module, *, seed: int, n_patches: int, batch_size: int) -> Objective:

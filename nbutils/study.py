@@ -91,7 +91,7 @@ def pretraining(
         batch_size: Patches per step.
         seed: Of everything random.
         precision: ``fp32``, ``bf16`` or ``auto``, the faster one.
-        learning_rate: Peak rate; that of `LEARNING_RATES` when left out.
+        learning_rate: Peak rate; the arm's own when left out.
         budget: Number of patches it sees; all when left out.
         looks: How often the network is judged on the validation scenes while it learns; changes nothing else.
 
@@ -113,7 +113,7 @@ def pretraining(
         frozen=False,
         steps=steps,
         batch_size=batch_size,
-        learning_rate=learning_rate or LEARNING_RATES[arm],
+        learning_rate=learning_rate or arms.rate_of(arm),
         seed=seed,
         precision=_precision(precision),
         code=_code(arm),

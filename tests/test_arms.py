@@ -24,7 +24,7 @@ def test_every_arm_has_masks_to_learn_from_a_rate_and_an_objective():
     for arm in arms.ARMS[1:]:
         supervised = arm not in arms.SELF_SUPERVISED
         assert arms.target_of(arm) == (("exact" if arm == "exact" else "noisy") if supervised else "")
-        assert arms.LEARNING_RATES[arm] > 0
+        assert arms.rate_of(arm) == arms.LEARNING_RATES[arm.split("+")[0]]
         learner = network if supervised else network.encoder
         objective = arms.objective_of(arm, learner, seed=0, n_patches=60, batch_size=8)
         assert isinstance(objective, Objective) and objective.paired == (not supervised)

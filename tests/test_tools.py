@@ -152,7 +152,24 @@ def test_publishing_replaces_what_is_stale_and_nothing_else(tmp_path):
     assert (target / "claims.csv").read_text() == str(source)
 
 
-@pytest.mark.parametrize(("size", "message"), [(0, "no figures"), (6_000_000, r"6\.0 MB.*01_big\.png")])
+def test_tables_alone_can_be_published(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    for name in ("04_loss.png", "04_loss.csv", "claims.csv", "notes.csv"):
+        (source / name).write_text("x")
+    assert study.publish(source, target, study.TABLES) == 2
+    assert {path.name for path in target.iterdir()} == {"04_loss.csv", "claims.csv"}
+
+
+def test_only_some_notebooks_are_run(tmp_path):
+    for name in ("00_a.ipynb", "03_b.ipynb", "04_c.ipynb"):
+        (tmp_path / name).write_text("{}")
+    assert [p.name for p in study.find_notebooks(tmp_path, "04, 00")] == ["04_c.ipynb", "00_a.ipynb"]
+    with pytest.raises(study.StudyError, match="no notebook 07; there are 00, 03, 04"):
+        study.find_notebooks(tmp_path, "04,07")
+
+
+@pytest.mark.parametrize(("size", "message"), [(0, "no figures"), (7_000_000, r"7\.0 MB.*01_big\.png")])
 def test_nothing_is_published_when_there_is_nothing_or_too_much(tmp_path, size, message):
     source, target = tmp_path / "made", tmp_path / "figures"
     for folder in (source, target):

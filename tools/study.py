@@ -5,7 +5,8 @@
 Executed copies go to `build/<profile>/<data set>/`, figures and tables to `figures/` in it; `index.html` shows
 both. Notebooks run in the order of their numbers, but 00 comes last, because it shows what the others found, and 01
 and 02, which need nothing of the others, run beside them.
-With `--publish figures` the figures and tables then replace those in that folder.
+With `--publish figures` the figures and tables then replace those in that folder; with `--publish-tables` the tables
+alone do. `--only 04,05` runs just these notebooks.
 Exit status: 0 done, 1 a notebook failed, 2 wrong input (profile, card or missing data), 130 interrupted.
 """
 
@@ -19,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,8 +36,9 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 INPUT_ERRORS = ("CardError", "DataMissing")  # raised in a kernel: the message is the whole story
 BESIDE = ("01_", "02_")
-PUBLISHED = ("[0-9][0-9]_*.png", "[0-9][0-9]_*.csv", "results.csv", "claims.csv")
-PUBLISHED_BYTES = 5_000_000
+TABLES = ("[0-9][0-9]_*.csv", "results.csv", "claims.csv")
+PUBLISHED = ("[0-9][0-9]_*.png", *TABLES)
+PUBLISHED_BYTES = 6_000_000
 
 
 class StudyError(Exception):
@@ -47,15 +49,23 @@ class StudyError(Exception):
         self.status = status
 
 
-def find_notebooks(folder: Path) -> list[Path]:
-    """Numbered notebooks of a folder in the order they run: by number, 00 last."""
+def find_notebooks(folder: Path, only: str = "") -> list[Path]:
+    """Numbered notebooks of a folder in the order they run, by number, 00 last; `only` lists some numbers.
+
+    Raises:
+        StudyError: There is none, or none of a number asked for.
+    """
     found = sorted(
         folder.glob("[0-9][0-9]_*.ipynb"),
         key=lambda path: (path.name.startswith("00_"), path.name),
     )
     if not found:
         raise StudyError(f"{folder}: no notebook named NN_*.ipynb")
-    return found
+    asked = [number.strip() for number in only.split(",") if number.strip()]
+    numbers = [path.name[:2] for path in found]
+    if unknown := [number for number in asked if number not in numbers]:
+        raise StudyError(f"no notebook {', '.join(unknown)}; there are {', '.join(sorted(numbers))}")
+    return [path for path in found if not asked or path.name[:2] in asked]
 
 
 def read_profile(name: str, folder: Path) -> dict[str, Any]:
@@ -209,7 +219,7 @@ def run_all(notebooks: dict[Path, dict[str, Any]], folder: Path) -> None:
     run_line(last)
 
 
-def publish(source: Path, target: Path) -> int:
+def publish(source: Path, target: Path, patterns: Sequence[str] = PUBLISHED) -> int:
     """Replace the figures and tables in `target` by those in `source`; other files stay as they are.
 
     Returns:
@@ -218,7 +228,7 @@ def publish(source: Path, target: Path) -> int:
     Raises:
         StudyError: there are none, or they are too large to keep in git; `target` is left alone.
     """
-    files = sorted(path for pattern in PUBLISHED for path in source.glob(pattern))
+    files = sorted(path for pattern in patterns for path in source.glob(pattern))
     size = sum(path.stat().st_size for path in files)
     if not files:
         raise StudyError(f"{portable(source)} holds no figures", 1)
@@ -256,7 +266,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run the study at one profile on one data set.")
     parser.add_argument("--profile", default="reading", help="a name in notebooks/profiles/ (default: reading)")
     parser.add_argument("--dataset", default="data/datasets/city.yaml", help="card (default: %(default)s)")
+    parser.add_argument("--only", default="", metavar="NN,NN", help="numbers of the notebooks to run (default: all)")
     parser.add_argument("--publish", type=Path, metavar="FOLDER", help="put figures and tables there when done")
+    parser.add_argument("--publish-tables", type=Path, metavar="FOLDER", help="put the tables alone there when done")
     options = parser.parse_args(arguments)
     logging.getLogger("papermill").setLevel(logging.WARNING)
     start = time.perf_counter()
@@ -266,7 +278,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         values = read_profile(options.profile, NOTEBOOKS / "profiles")
         values |= {"dataset": portable(card), "output": portable(folder / "figures")}
-        notebooks = parameters_for(find_notebooks(NOTEBOOKS), values)
+        chosen, notebooks = find_notebooks(NOTEBOOKS, options.only), parameters_for(find_notebooks(NOTEBOOKS), values)
+        notebooks = {path: notebooks[path] for path in chosen}
         check_dataset(card)
         say(f"profile {options.profile}, data set {portable(card)} -> {portable(folder)}")
         run_all(notebooks, folder)
@@ -276,6 +289,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.publish:
             number = publish(folder / "figures", options.publish)
             say(f"{number} figures and tables -> {options.publish}")
+        if options.publish_tables:
+            number = publish(folder / "figures", options.publish_tables, TABLES)
+            say(f"{number} tables -> {options.publish_tables}")
     except StudyError as error:
         print(error, file=sys.stderr)
         return error.status

@@ -4,8 +4,6 @@ Everything here is a function of its arguments: randomness comes in as a seed, d
 word.
 """
 
-import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -13,7 +11,6 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from torch import Tensor, nn
 from nbutils import ROOT, networks, objectives, statistics
 from nbutils import checkpoint as checkpoints
 from nbutils.batches import Batches, normalise
+from nbutils.compat import keep_memory
 from nbutils.patches import PatchSet
 from nbutils.watching import Watch, look
 
@@ -159,7 +157,7 @@ class _Loop:
         plan: Plan,
         truth: NDArray[np.uint8] | None,
     ) -> None:
-        _keep_memory()
+        keep_memory()
         self.fabric = Fabric(accelerator="auto", devices=1, precision=PRECISIONS[plan.precision])
         self.objective, self.plan = objective.to(memory_format=torch.channels_last), plan
         weights = [parameter for parameter in objective.parameters() if parameter.requires_grad]
@@ -238,16 +236,6 @@ class _Loop:
         self.step, self.curve = state["step"], state["curve"]
         self.losses = [loss.to(device) for loss in state["losses"]]
         self.watch.counts = None if state["watch"] is None else state["watch"].to(device)
-
-
-@cache
-def _keep_memory() -> None:
-    """Have this process keep the memory it frees: handed back, every step would have to fault its pages in again."""
-    trim, map_apart = -1, -3  # glibc's names: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries have no such setting
-        library = ctypes.CDLL(None)
-        library.mallopt(trim, 2**30)
-        library.mallopt(map_apart, 2**30) or library.mallopt(map_apart, 2**25)  # the most that older ones take
 
 
 def _unlisted(module: nn.Module) -> dict[str, Tensor]:

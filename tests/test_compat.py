@@ -56,3 +56,22 @@ def test_the_real_torchvision_works_after_nbutils():
     from torchvision.transforms import v2
 
     assert v2.functional.horizontal_flip(torch.arange(3).view(1, 1, 3)).flatten().tolist() == [2, 1, 0]
+
+
+def test_keeping_memory_is_asked_for_once_and_never_fails(monkeypatch):
+    asked = []
+
+    class Library:
+        def mallopt(self, name, value):
+            asked.append((name, value))
+            return int(value < 2**30)  # as where such a value is too large
+
+    compat.keep_memory.cache_clear()
+    monkeypatch.setattr(compat.ctypes, "CDLL", lambda name: Library())
+    compat.keep_memory()
+    compat.keep_memory()
+    assert asked == [(-1, 2**30), (-3, 2**30), (-3, 2**25)]
+    compat.keep_memory.cache_clear()
+    monkeypatch.setattr(compat.ctypes, "CDLL", lambda name: object())  # a C library without it
+    compat.keep_memory()
+    compat.keep_memory.cache_clear()

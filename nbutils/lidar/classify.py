@@ -25,6 +25,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from scipy import ndimage
 
+from nbutils.compat import keep_memory
 from nbutils.legend import VOID
 from nbutils.lidar.cells import (
     PULSE,
@@ -221,6 +222,7 @@ def apply_rules(statistics: xr.Dataset, rules: LidarRules | None = None) -> NDAr
 
 def _measure(points, work: Work, rules: LidarRules, image: Image | None) -> xr.Dataset:
     """The layers of `measure` on the cells of the grid, without the margin."""
+    keep_memory()
     r = collect(points, work)
     k, count, lowest = work.block, r.count, r.lowest
     if not count[work.inner()].any():

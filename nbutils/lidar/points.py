@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -117,30 +116,17 @@ def iter_points(path: str | Path, chunk: int = CHUNK, bounds: Sequence[float] | 
         if raw is not None and (header.mins[:2] >= raw[:2]).all() and (header.maxs[:2] <= raw[2:]).all():
             raw = None
         got = 0
-        with closing(_ahead(_records(path, reader, chunk, raw))) as records:
-            for record in records:
-                got += len(record)
-                points = _metres(record, header, crs, across, up)
-                if raw is not None:
-                    x, y = points.x, points.y
-                    inside = (x >= bounds[0]) & (x <= bounds[2]) & (y >= bounds[1]) & (y <= bounds[3])
-                    points = points if inside.all() else points[inside]
-                if len(points):
-                    yield points
+        for record in _records(path, reader, chunk, raw):
+            got += len(record)
+            points = _metres(record, header, crs, across, up)
+            if raw is not None:
+                x, y = points.x, points.y
+                inside = (x >= bounds[0]) & (x <= bounds[2]) & (y >= bounds[1]) & (y <= bounds[3])
+                points = points if inside.all() else points[inside]
+            if len(points):
+                yield points
         if raw is None and got != header.point_count:
             raise SourceError(f"{path}: holds {got} of {header.point_count} points; fetch or write the file again")
-
-
-def _ahead(parts: Iterator[laspy.PackedPointRecord]) -> Iterator[laspy.PackedPointRecord]:
-    """Have the next part made by a second thread while this one is in use; decoders let both run.
-
-    What the making of a part raises arrives in its turn, and a consumer that stops waits for the part under way.
-    """
-    with ThreadPoolExecutor(1) as second:
-        coming = second.submit(next, parts, None)
-        while (part := coming.result()) is not None:
-            coming = second.submit(next, parts, None)
-            yield part
 
 
 def read_crs(path: str | Path) -> pyproj.CRS | None:

@@ -47,7 +47,7 @@ def ensure_torchvision() -> ModuleType:
 def keep_memory() -> None:
     """Have this process keep the memory it frees: handed back, it would be cleared and faulted in again at once.
 
-    Spares a sixth of the time of LiDAR labels and a twentieth of that of training, with glibc; elsewhere it does nothing.
+    With glibc it spares a sixth of the time of LiDAR labels and a twentieth of that of training; else it does nothing.
     """
     trim, map_apart = -1, -3  # glibc's names: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
     with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries have no such setting

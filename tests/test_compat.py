@@ -6,6 +6,8 @@ import textwrap
 
 import pytest
 
+from nbutils import compat
+
 BROKEN = """
 import torch
 torch.library.register_fake("torchvision::nms", lambda dets, scores, iou: dets)

@@ -157,13 +157,14 @@ def _train(run: Run, data: PatchSet, store: Path) -> tuple[nn.Module, list[dict[
     arm = run.arm if run.stage == "pretrain" else "exact"
     objective = arms.objective_of(arm, learner, seed=run.seed, n_patches=len(seen), batch_size=run.batch_size)
     told = run.target == "noisy" and data.comparable
+    judged = run.looks and (told or run.target == "exact")
     curve = training.fit(
         objective,
         seen,
         run.target or "noisy",
         plan,
         truth=seen.exact_as_noisy() if told else None,
-        judge=partial(_validation_score, run, trained, data) if run.looks else None,
+        judge=partial(_validation_score, run, trained, data) if judged else None,
         looks=run.looks,
         checkpoint=store / f".{run.key}.checkpoint",
         tag=run.key,

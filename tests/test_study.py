@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -168,6 +169,40 @@ def test_killed_at_any_moment_the_store_is_whole_and_the_rest_is_done_later(data
     killed = study.run_many(asked, workers=1, store=runs)
     undisturbed = study.run_many(asked, workers=1, store=tmp_path / "undisturbed")
     assert [r.counts for r in killed] == [r.counts for r in undisturbed]
+
+
+def test_learning_is_watched_against_the_exact_masks_and_changes_nothing(data, runs):
+    plain, watched = (study.execute(study.pretraining(data, "noisy", seed=0, looks=n, **COMMON), runs) for n in (0, 2))
+    assert plain.run.key != watched.run.key and plain.counts == watched.counts
+    assert [point["loss"] for point in plain.curve] == [point["loss"] for point in watched.curve]
+    assert sum("validation_miou" in point for point in watched.curve) == 2
+    assert watched.curve[-1]["validation_miou"] == pytest.approx(watched.mean_iou("validation"))
+    for curve in (plain.curve, watched.curve):
+        assert {"accuracy", "truth_accuracy"} <= set(curve[-1])
+    alone = study.execute(study.pretraining(data, "moco", seed=0, looks=2, **COMMON), runs)
+    assert set(alone.curve[-1]) == {"step", "loss"}
+
+
+@pytest.mark.parametrize("moment", ["early", "late"])
+def test_a_killed_pretraining_goes_on_to_the_same_bits(data, runs, monkeypatch, moment):
+    """Stopped after a checkpoint and executed again: the store then holds what an undisturbed run gives."""
+    run, saved = _pretraining(data), []
+
+    def stop(path, tag, state, save=study.execution.training.checkpoints.save):
+        save(path, tag, state)
+        saved.append(path)
+        if len(saved) == {"early": 1, "late": 2}[moment]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(study.execution.training.checkpoints, "save", stop)
+    monkeypatch.setattr(study.execution.training, "fit", partial(study.execution.training.fit, save_every_s=0))
+    with pytest.raises(KeyboardInterrupt):
+        study.execute(run, runs / "killed")
+    assert saved[-1].exists() and not (runs / "killed" / run.key).exists()
+    monkeypatch.setattr(study.execution.training.checkpoints, "save", lambda *args: None)
+    killed, whole = (study.execute(run, runs / name) for name in ("killed", "whole"))
+    assert killed.counts == whole.counts and killed.curve == whole.curve
+    assert [path.name for path in (runs / "killed").iterdir()] == [run.key]
 
 
 def test_weights_of_others_are_fine_tuned_on_their_own_normalisation(data, runs, tmp_path):

@@ -222,6 +222,7 @@ def store(patches: PatchSet) -> Path:
     """Write a patch set under its fingerprint, whole or not at all."""
     folder = CACHE / patches.fingerprint
     if folder.exists():
+        _check_described_alike(patches)
         return folder
     with scratch_folder(CACHE) as scratch:
         np.save(scratch / "images.npy", patches.images)
@@ -251,7 +252,18 @@ def _publish(patches: PatchSet, scratch: Path) -> Path:
         own["places"] = patches.places.tolist()
     write_json(scratch / "patches.json", description | own)
     publish(scratch, CACHE / patches.fingerprint)
+    _check_described_alike(patches)
     return CACHE / patches.fingerprint
+
+
+def _check_described_alike(patches: PatchSet) -> None:
+    """Raise a ValueError where stored patches of the same pixels were described otherwise: runs would be mixed up."""
+    stored = load(patches.fingerprint)
+    for name in ("bands", "scale", "gsd_m"):
+        now, then = getattr(patches, name), getattr(stored, name)
+        if now != then:
+            where = f"{patches.name}: the card says {name} {now}, patches of the same pixels are stored with {then}"
+            raise ValueError(f"{where}; delete {CACHE / patches.fingerprint} and the runs made from it")
 
 
 def _named(own: Legend) -> str | dict:

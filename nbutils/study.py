@@ -192,7 +192,7 @@ def published(data: PatchSet, name: str, *, encoder: str, file: str | Path | Non
         learning_rate=0.0,
         seed=0,
         precision="",
-        code=card.run,
+        code=f"{card.run} {code_digest(elsewhere)[:16]}",
     )
     if not (store / run.key).is_dir():
         execution.keep(run, {f"encoder.{key}": value for key, value in state.items()}, card, store)

@@ -80,7 +80,7 @@ def fit(
     tag: str = "",
     save_every_s: float = 60.0,
 ) -> list[dict[str, float]]:
-    """Train an objective in place; what was killed goes on from its last checkpoint to the same bits.
+    """Train an objective in place; what was killed goes on from its last checkpoint, on a CPU to the same bits.
 
     Nothing of watching and saving changes what is learned.
 

@@ -42,7 +42,7 @@ class WeightCard:
 
     Attributes:
         encoder: Name of the encoder in segmentation-models-pytorch.
-        arm: What the encoder was trained on: random, moco, noisy or exact; for weights from elsewhere their name.
+        arm: What the encoder was trained on, one of `arms.ARMS`; for weights from elsewhere their name.
         bands: Band names in the order of the input channels.
         scale: Divisor applied to the raw digital numbers.
         mean: Mean of each band after `scale`.

@@ -363,6 +363,14 @@ def test_places_survive_whatever_is_done_to_patches(found, cache):
     assert patches.content_hash(back) == other.fingerprint != found.fingerprint
 
 
+@pytest.mark.parametrize("change", [{"bands": DATA.bands[::-1]}, {"scale": 1.0}, {"gsd_m": 3.0}], ids=str)
+def test_the_same_pixels_described_otherwise_are_refused(cache, change):
+    patches.store(DATA)
+    patches.store(DATA)
+    with pytest.raises(ValueError, match=f"says {next(iter(change))} .*delete .*{DATA.fingerprint}"):
+        patches.store(replace(DATA, **change))
+
+
 def test_one_of_each_place_counts_no_mask_twice(found):
     once = found.one_of_each_place()
     assert sorted(once.places) == sorted(set(found.places.tolist())) and len(once) < len(found)

@@ -2,10 +2,12 @@
 
     python tools/rates.py
 
-Reading profile, U-Net, 16 labelled patches. A rate of pretraining is judged by the mean IoU that its encoder reaches on
-the validation scenes, averaged over frozen and fine-tuned and over seeds, with the middle rate of fine-tuning. Then one
-rate of fine-tuning is chosen for all arms, as the best on average over the arms at their own rates. Remedies take the
-rate of the plain noisy arm. Writes `tools/rates.csv`; `arms.LEARNING_RATES` holds what it says. Resumes.
+Reading profile, U-Net, 16 labelled patches, one seed. A rate of pretraining is judged by the mean IoU that its encoder
+reaches on the city's validation scenes, averaged over frozen and fine-tuned, with the middle rate of fine-tuning. Then
+one rate of fine-tuning is chosen for all arms, as the best on average over the arms at their own rates; remedies take
+the rate of the plain noisy arm. Writes `tools/rates.csv`, whose keys are of the code at that time;
+`arms.LEARNING_RATES` holds what it says. MoCo's choice is the lowest rate tried, that of fine-tuning the highest, by
+less than a point. Resumes.
 """
 
 import itertools

@@ -22,8 +22,9 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
     """Mean soft Dice loss over the classes present in the batch's valid pixels.
 
-    One minus twice the soft intersection over the sum of soft areas (Milletari et al. 2016), each class pooled over the
-    batch. A class absent from the target is left out: its Dice score would be 0 whatever is predicted.
+    One minus twice the soft intersection over the sum of soft areas (after Milletari et al. 2016, who square terms of
+    the areas), each class pooled over the batch. A class absent from the target is left out: its Dice score would be 0
+    whatever is predicted.
 
     Args:
         logits: (N, K, H, W) float.

@@ -235,7 +235,7 @@ def probe_layers(
         exact, columns predicted. To choose a layer is the business of the validation scenes.
     """
     key = {
-        "measures": "linear probes",
+        "measures": "linear probes by split and scene",
         "encoder": result.run.key if result else f"{encoder}, random",
         "data": data.fingerprint,
         "n_pixels": n_pixels,

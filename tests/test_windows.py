@@ -422,7 +422,8 @@ def module_file(name: str) -> Path:
 def test_whatever_makes_a_patch_is_part_of_its_recipe():
     listed = {room.__name__ for room in windows.MAKERS}
     needed = imported("nbutils.windows") - {"nbutils"}
-    assert needed - listed == {"nbutils.remote"}, "what is far away is not cut"
+    apart = {"nbutils.remote", "nbutils.compat"}  # what is far away is not cut; how libraries load changes no pixel
+    assert needed - listed == apart
 
 
 # --- maps as noisy sources

@@ -8,8 +8,6 @@ name, flushed and renamed, so that it is whole or absent, and two processes that
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -144,10 +142,7 @@ def read(run: Run, store: Path = RUNS) -> Result:
 
 def write(store: Path, key: str, record: dict, state: Mapping[str, Tensor], card: weights.WeightCard) -> None:
     """Write a result under a temporary name, flush it, rename it."""
-    store.mkdir(parents=True, exist_ok=True)
-    scratch = store / f".writing-{key}-{uuid.uuid4().hex}"
-    scratch.mkdir()  # unlike a temporary folder, readable by whom the umask allows
-    try:
+    with disk.scratch_folder(store) as scratch:
         weights.save(scratch, state, card)
         with open(scratch / "run.json", "w") as file:
             json.dump(record, file, indent=1)
@@ -155,8 +150,6 @@ def write(store: Path, key: str, record: dict, state: Mapping[str, Tensor], card
             file.flush()
             os.fsync(file.fileno())
         disk.publish(scratch, store / key)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def cached(key: Mapping[str, Any], build: Callable[[], Any], *, folder: Path | None = None) -> Any:

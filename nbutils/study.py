@@ -17,10 +17,12 @@ from nbutils import (
     batches,
     checkpoint,
     elsewhere,
+    evaluation,
     execution,
     networks,
     patches,
     probing,
+    statistics,
     training,
     watching,
     weights,
@@ -79,6 +81,7 @@ def pretraining(
     learning_rate: float | None = None,
     budget: int | None = None,
     looks: int = 0,
+    stop: int | None = None,
 ) -> Run:
     """Describe the pretraining of one arm.
 
@@ -94,6 +97,7 @@ def pretraining(
         learning_rate: Peak rate; the arm's own when left out.
         budget: Number of patches it sees; all when left out.
         looks: How often the network is judged on the validation scenes while it learns; changes nothing else.
+        stop: Step after which training ends early, on the schedule of all `steps`; None trains to the end.
 
     Raises:
         ValueError: The arm is unknown.
@@ -118,6 +122,7 @@ def pretraining(
         precision=_precision(precision),
         code=_code(arm),
         looks=looks,
+        stop=stop,
     )
 
 
@@ -209,9 +214,11 @@ def network_of(result: Result, data: PatchSet) -> nn.Module:
 
 
 def encoder_of(result: Result | None, data: PatchSet, *, encoder: str, seed: int = 0) -> nn.Module:
-    """Return the encoder a result trained; without a result the random one of that seed."""
+    """Return the encoder a result trained; without a result the random one of that seed, settled on the images."""
     network = networks.build(encoder, "unet", in_channels=len(data.bands), n_classes=2, seed=seed, width="slim")
-    if result is not None:
+    if result is None:
+        training.settle(network.encoder, data.split("pretrain"))
+    else:
         networks.load_encoder(network, encoder_weights(result.folder, data))
     return network.encoder.eval()
 
@@ -240,7 +247,7 @@ def probe_layers(
         "data": data.fingerprint,
         "n_pixels": n_pixels,
         "seed": seed,
-        "code": code_digest(probing, networks, batches),
+        "code": code_digest(probing, networks, batches, training.settle),
     }
 
     def build() -> dict[str, list]:
@@ -297,9 +304,11 @@ def stack(results: Sequence[Result], **fixed) -> np.ndarray:
 def _code(arm: str) -> str:
     """Digest of what computes a result of an arm from its patches; how those were cut is in their own fingerprint."""
     reading = (PatchSet.take, PatchSet.split, PatchSet.budget, PatchSet.exact_as_noisy, patches._spread)
-    running = (execution.build, execution._train, execution._evaluate, execution._count)
-    loop = (training, batches, checkpoint, watching)
-    return code_digest(networks, *loop, *arms.code_of(arm), arms.objective_of, *reading, *running)[:16]
+    running = (execution.build, execution.prepared, execution._train, execution._evaluate)
+    counting = (execution._tallies, statistics.confusion_counts)
+    carried = (encoder_weights, weights.encoder_part, arms.objective_of)
+    loop = (training, batches, checkpoint, watching, evaluation)
+    return code_digest(networks, *loop, *arms.code_of(arm), *reading, *running, *counting, *carried)[:16]
 
 
 def _precision(asked: str) -> str:

@@ -240,7 +240,7 @@ def probe_layers(
         "data": data.fingerprint,
         "n_pixels": n_pixels,
         "seed": seed,
-        "code": code_digest(probing, networks, batches),
+        "code": code_digest(*probing.PROBES, networks, batches),
     }
 
     def build() -> dict[str, list]:

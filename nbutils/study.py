@@ -247,7 +247,7 @@ def probe_layers(
         "data": data.fingerprint,
         "n_pixels": n_pixels,
         "seed": seed,
-        "code": code_digest(probing, networks, batches, training.settle),
+        "code": code_digest(*probing.PROBES, networks, batches, training.settle),
     }
 
     def build() -> dict[str, list]:

@@ -207,7 +207,7 @@ def paired_bootstrap(
     first, second = _stack(a, "a", level), _stack(b, "b", level)
     if first.shape != second.shape:
         raise ValueError(f"a {first.shape} and b {second.shape} are not the same seeds x scenes x K x K")
-    _check_paired(first, second)
+    check_paired(first, second)
     score, draws = _bootstrap(np.stack([first, second]), metric, n_boot, rng)
     low, high = _percentiles(draws[0] - draws[1], level, first.shape)
     effect = float(score[0] - score[1])
@@ -307,7 +307,8 @@ def _class_ids(
     return predicted, exact, valid
 
 
-def _check_paired(first: NDArray[np.float64], second: NDArray[np.float64]) -> None:
+def check_paired(first: NDArray[np.float64], second: NDArray[np.float64]) -> None:
+    """Refuse counts of two arms, (S, C, K, K), that do not share the exact pixels of every scene."""
     if (unlike := (first.sum(-1) != second.sum(-1)).any(axis=(0, 2))).any():
         raise ValueError(f"not paired: the exact pixels of scene(s) {np.flatnonzero(unlike)[:5].tolist()} differ")
 

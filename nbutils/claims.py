@@ -56,20 +56,14 @@ class Spread:
         """Standard error of the effect and its degrees of freedom, now or as expected with `n_seeds` seeds.
 
         The variances of both means add up, which counts the rest twice: a little too wide where it dominates, never
-        negative. Degrees of freedom after Satterthwaite (Biometrics Bulletin 2, 1946).
+        negative. Degrees of freedom as `satterthwaite`'s.
         """
         seeds, scenes = self.seeds / self.n_seeds, self.scenes / self.n_scenes
         if n_seeds is not None:
             noise = min(self.rest / self.n_seeds, self.scenes)  # of a scene's mean; the rest of it stays
             scenes = (self.scenes - noise + noise * self.n_seeds / n_seeds) / self.n_scenes
             seeds = self.seeds / n_seeds
-        parts = np.nan_to_num([seeds, scenes])
-        free = np.array([(n_seeds or self.n_seeds) - 1, self.n_scenes - 1])
-        if not free.any():
-            return float("nan"), float("nan")
-        total = parts.sum()
-        curvature = (parts**2 / np.maximum(free, 1)).sum()
-        return float(np.sqrt(total)), float(total**2 / curvature if curvature > 0 else free.sum())
+        return satterthwaite((seeds, scenes), ((n_seeds or self.n_seeds) - 1, self.n_scenes - 1))
 
     def p_value(self, margin: float = 0.0) -> float:
         """Two-sided p of Student's t for an effect of `margin`: below 1 - level where `interval` leaves it out."""
@@ -84,6 +78,24 @@ class Spread:
         error, free = self.error()
         half = float(special.stdtrit(free, (1 + level) / 2)) * error
         return self.effect - half, self.effect + half
+
+
+def satterthwaite(variances: ArrayLike, free: ArrayLike) -> tuple[float, float]:
+    """Root of a sum of variances and its degrees of freedom (Satterthwaite, Biometrics Bulletin 2, 1946).
+
+    Args:
+        variances: (V,) >= 0; those without freedom are not seen and do not count, so may be NaN.
+        free: Degrees of freedom of each, (V,).
+
+    Returns:
+        NaN for both where none has any.
+    """
+    seen = np.asarray(free) > 0
+    if not seen.any():
+        return float("nan"), float("nan")
+    parts, degrees = np.asarray(variances, np.float64)[seen], np.asarray(free, np.float64)[seen]
+    total, curvature = parts.sum(), (parts**2 / degrees).sum()
+    return float(np.sqrt(total)), float(total**2 / curvature if curvature > 0 else degrees.sum())
 
 
 def spread(a: ArrayLike, b: ArrayLike, *, metric: statistics.Metric = statistics.mean_iou) -> Spread:

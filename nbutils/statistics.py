@@ -12,16 +12,19 @@ that is there and never predicted scores 0.
 evaluated on the same test scenes, so seeds and scenes are *crossed*: one draw takes seeds with replacement
 and, once for all seeds, scenes with replacement. (Drawing scenes anew within every seed would treat S seeds
 on C scenes as S x C scenes: an interval "of 95 %" from 10 seeds on 10 scenes then covered 67 to 89 %.)
+With few seeds they are too narrow all the same; `claims.paired_interval` is not.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 
 from nbutils.legend import VOID
 
@@ -43,19 +46,70 @@ def confusion_counts(prediction: ArrayLike, target: ArrayLike, n_classes: int) -
         Counts, shape (K, K), int64; rows exact, columns predicted. TypeError if ids are not
         integers; ValueError if shapes differ or an id is neither below K nor (in `target`) void.
     """
-    predicted, exact = np.asarray(prediction), np.asarray(target)
-    for what, ids in (("prediction", predicted), ("target", exact)):
-        if ids.dtype.kind not in "iub":
-            raise TypeError(f"{what} must hold integer class ids, got {ids.dtype}; take argmax first")
-    if predicted.shape != exact.shape:
-        raise ValueError(f"prediction {predicted.shape} and target {exact.shape} differ in shape")
-    valid = exact != VOID
+    predicted, exact, valid = _class_ids(prediction, target, n_classes)
     rows, columns = exact[valid].astype(np.int64), predicted[valid].astype(np.int64)
-    for what, ids in (("target", rows), ("prediction", columns)):
-        if (illegal := np.unique(ids[(ids < 0) | (ids >= n_classes)])).size:
-            allowed = f"class ids are 0..{n_classes - 1}, and only the target may be void ({VOID})"
-            raise ValueError(f"{what} holds {illegal[:5].tolist()}: {allowed}")
     return np.bincount(rows * n_classes + columns, minlength=n_classes**2).reshape(n_classes, n_classes)
+
+
+def boundary_counts(prediction: ArrayLike, target: ArrayLike, n_classes: int, width_px: int) -> Counts:
+    """Count what two maps share of their boundaries, class by class.
+
+    A pixel of class k is boundary if a valid pixel of another class of the same map lies within `width_px` rows and
+    columns. What is void in `target` is void in both maps: it is no boundary and makes none, nor does a patch's rim.
+
+    Args:
+        prediction: Predicted class ids 0..K-1, (N, h, w).
+        target: Exact class ids, the same shape, 255 = void.
+        n_classes: K, 1 to 255.
+        width_px: Width of the boundary to either side, >= 1.
+
+    Returns:
+        (K, 2) int64: pixels that are boundary of class k in both maps, and in either. Errors as in `confusion_counts`,
+        and ValueError for a width of none.
+    """
+    predicted, exact, valid = _class_ids(prediction, target, n_classes)
+    if width_px < 1 or n_classes > VOID or exact.ndim != 3:
+        wrong = f"got {exact.shape}, {n_classes} and {width_px}"
+        raise ValueError(f"maps (N, h, w), at most {VOID} classes and a width of 1 pixel or more are expected; {wrong}")
+    edges = [_boundary(ids, valid, width_px) for ids in (predicted, exact)]
+    sizes = [np.bincount(ids[edge], minlength=n_classes) for ids, edge in zip((predicted, exact), edges, strict=True)]
+    both = np.bincount(exact[edges[0] & edges[1] & (predicted == exact)], minlength=n_classes)
+    return np.stack([both, sizes[0] + sizes[1] - both], axis=-1)
+
+
+def boundary_iou(counts: ArrayLike) -> NDArray[np.float64]:
+    """Mean boundary IoU (Cheng et al., CVPR 2021) of counts (..., K, 2), as `boundary_counts` gives them: (...).
+
+    Classes with no boundary in either map are left out; one with a predicted boundary only scores 0.
+    """
+    array = _counters(counts, 2)
+    return _mean_where(_ratio(array[..., 0], array[..., 1]), array[..., 1] > 0)
+
+
+def calibration_counts(confidence: ArrayLike, right: ArrayLike, n_bins: int = 15) -> NDArray[np.float64]:
+    """Count pixels by the confidence of their prediction.
+
+    Args:
+        confidence: Probability of the predicted class in [0, 1], any shape; valid pixels only.
+        right: Whether the prediction is right, the same shape.
+        n_bins: Number of bins B of equal width, each with its upper end (Guo et al. 2017).
+
+    Returns:
+        (B, 3) float64: pixels, sum of confidence, pixels right. ValueError for anything else than that.
+    """
+    sure, correct = np.asarray(confidence, np.float64).ravel(), np.asarray(right).ravel()
+    if sure.shape != correct.shape or n_bins < 1 or not ((sure >= 0) & (sure <= 1)).all():
+        wrong = f"got {sure.size} and {correct.size} values and {n_bins} bins"
+        raise ValueError(f"one confidence in [0, 1] per prediction and at least one bin are expected; {wrong}")
+    which = np.maximum(np.ceil(sure * n_bins).astype(int) - 1, 0)
+    weights = (None, sure, correct.astype(bool))
+    return np.stack([np.bincount(which, weights=w, minlength=n_bins) for w in weights], axis=-1).astype(np.float64)
+
+
+def calibration_error(bins: ArrayLike) -> NDArray[np.float64]:
+    """Expected calibration error (Guo et al., ICML 2017), counters (..., B, 3) give (...); NaN without pixels."""
+    array = _counters(bins, 3)
+    return _ratio(np.abs(array[..., 2] - array[..., 1]).sum(-1), array[..., 0].sum(-1))
 
 
 def iou_per_class(counts: ArrayLike) -> NDArray[np.float64]:
@@ -153,12 +207,33 @@ def paired_bootstrap(
     first, second = _stack(a, "a", level), _stack(b, "b", level)
     if first.shape != second.shape:
         raise ValueError(f"a {first.shape} and b {second.shape} are not the same seeds x scenes x K x K")
-    if (unlike := (first.sum(-1) != second.sum(-1)).any(axis=(0, 2))).any():
-        raise ValueError(f"not paired: the exact pixels of scene(s) {np.flatnonzero(unlike)[:5].tolist()} differ")
+    check_paired(first, second)
     score, draws = _bootstrap(np.stack([first, second]), metric, n_boot, rng)
     low, high = _percentiles(draws[0] - draws[1], level, first.shape)
     effect = float(score[0] - score[1])
     return Difference(effect, low, high, first.shape[0], first.shape[1], verdict(low, high, margin))
+
+
+def coverage(
+    simulate: Callable[[np.random.Generator], tuple[Any, float]],
+    interval: Callable[[Any, np.random.Generator], tuple[float, float]],
+    n_repeats: int,
+    rng: np.random.Generator,
+) -> float:
+    """Share of simulated samples whose interval holds the truth; ends that are NaN hold nothing.
+
+    Args:
+        simulate: Draws a sample and says the truth behind it.
+        interval: Lower and upper end for a sample.
+        n_repeats: Number of samples, >= 1; the share has a standard error of sqrt(share (1 - share) / n_repeats).
+        rng: Source of randomness.
+    """
+    held = 0
+    for _ in range(n_repeats):
+        sample, truth = simulate(rng)
+        low, high = interval(sample, rng)
+        held += bool(low <= truth <= high)
+    return held / n_repeats
 
 
 def mean_interval(
@@ -206,6 +281,54 @@ def share_of_gain(
     return Interval(float((score[0] - score[1]) / (score[2] - score[1])), *_percentiles(share, level, stacks[0].shape))
 
 
+def score_draws(
+    stacks: ArrayLike, *, rng: np.random.Generator, metric: Metric = mean_iou, n_boot: int = 2000
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores (A,) and bootstrap draws (A, n_boot) of A arms, counts (A, S, C, K, K), under common seeds and scenes."""
+    return _bootstrap(np.asarray(stacks, np.float64), metric, n_boot, rng)
+
+
+def _class_ids(
+    prediction: ArrayLike, target: ArrayLike, n_classes: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
+    """Both maps as arrays of legal ids, and where the target is not void."""
+    predicted, exact = np.asarray(prediction), np.asarray(target)
+    for what, ids in (("prediction", predicted), ("target", exact)):
+        if ids.dtype.kind not in "iub":
+            raise TypeError(f"{what} must hold integer class ids, got {ids.dtype}; take argmax first")
+    if predicted.shape != exact.shape:
+        raise ValueError(f"prediction {predicted.shape} and target {exact.shape} differ in shape")
+    valid = exact != VOID
+    for what, ids in (("target", exact[valid]), ("prediction", predicted[valid])):
+        if ids.size and not 0 <= ids.min() <= ids.max() < n_classes:
+            illegal = np.unique(ids[(ids < 0) | (ids >= n_classes)])[:5].tolist()
+            allowed = f"class ids are 0..{n_classes - 1}, and only the target may be void ({VOID})"
+            raise ValueError(f"{what} holds {illegal}: {allowed}")
+    return predicted, exact, valid
+
+
+def check_paired(first: NDArray[np.float64], second: NDArray[np.float64]) -> None:
+    """Refuse counts of two arms, (S, C, K, K), that do not share the exact pixels of every scene."""
+    if (unlike := (first.sum(-1) != second.sum(-1)).any(axis=(0, 2))).any():
+        raise ValueError(f"not paired: the exact pixels of scene(s) {np.flatnonzero(unlike)[:5].tolist()} differ")
+
+
+def _counters(counts: ArrayLike, width: int) -> NDArray[np.float64]:
+    array = np.asarray(counts, dtype=np.float64)
+    if array.ndim < 2 or array.shape[-1] != width:
+        raise ValueError(f"counters are (..., classes or bins, {width}), got shape {array.shape}")
+    return array
+
+
+def _boundary(ids: NDArray[Any], valid: NDArray[np.bool_], width_px: int) -> NDArray[np.bool_]:
+    """Where a window holds a valid class below or above the pixel's own: two filters, however many classes."""
+    own = ids.astype(np.uint8)
+    size = (1, 2 * width_px + 1, 2 * width_px + 1)  # "nearest" repeats pixels that the window holds already
+    below = ndimage.minimum_filter(np.where(valid, own, np.uint8(VOID)), size, mode="nearest") < own
+    above = ndimage.maximum_filter(np.where(valid, own, np.uint8(0)), size, mode="nearest") > own
+    return valid & (below | above)
+
+
 def _margins(
     counts: ArrayLike,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -240,10 +363,10 @@ def _bootstrap(
     stacks: NDArray[np.float64], metric: Metric, n_boot: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Scores (A,) and draws (A, n_boot) of A arms (A, S, C, K, K) under common draws of seeds and scenes."""
-    n_arms, n_seeds, n_scenes, n_classes, _ = stacks.shape
+    n_arms, n_seeds, n_scenes = stacks.shape[:3]
     of_seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=n_boot)  # how often each is drawn
     of_scenes = rng.multinomial(n_scenes, np.full(n_scenes, 1 / n_scenes), size=n_boot)
-    step = max(1, BLOCK // (n_arms * n_seeds * n_classes**2))
+    step = max(1, BLOCK // (n_arms * n_seeds * math.prod(stacks.shape[3:])))
     draws = np.empty((n_arms, n_boot))
     for start in range(0, n_boot, step):
         block = slice(start, start + step)

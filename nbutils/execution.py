@@ -19,11 +19,11 @@ from distributed import Client, LocalCluster, as_completed
 from torch import nn
 from tqdm import tqdm
 
-from nbutils import ROOT, arms, checkpoint, evaluation, networks, patches, statistics, training, weights
+from nbutils import ROOT, arms, checkpoint, evaluation, networks, patches, probing, statistics, training, weights
 from nbutils.evaluation import Tally
 from nbutils.files import alone
 from nbutils.patches import PatchSet
-from nbutils.store import RUNS, Result, Run, StoreError, read, write
+from nbutils.store import ENCODER, RUNS, Result, Run, StoreError, read, write
 
 _PACKAGES = ("torch", "segmentation-models-pytorch", "timm", "lightly", "lightning-fabric", "numpy")
 
@@ -42,7 +42,7 @@ def execute(run: Run, store: Path = RUNS) -> Result:
         return read(run, store)
     if run.stage == "elsewhere":
         raise StoreError(f"{store / run.key} is not there: weights of others are put there by `study.published`")
-    with _one_thread():
+    with one_thread():
         start = time.perf_counter()
         data = patches.load(run.fingerprint)
         licences = [data.licence]
@@ -188,13 +188,24 @@ def _train(run: Run, data: PatchSet, store: Path) -> tuple[nn.Module, list[dict[
 
 def _carry(run: Run, network: nn.Module, parent: Path, data: PatchSet) -> None:
     """Copy to a network what is carried over from stored weights."""
-    networks.load_encoder(network, encoder_weights(parent, data))
+    if run.carried == ENCODER:
+        networks.load_encoder(network, encoder_weights(parent, data))
+    else:
+        probing.carry(network, weights.load(parent, data)[0], run.carried)
 
 
 def _judge(run: Run, trained: nn.Module, data: PatchSet) -> Callable[[], dict[str, float]] | None:
     """Return what looks at the network while it learns, if anything does; it changes nothing of it."""
-    judged = run.looks and (run.target == "exact" or (run.target == "noisy" and data.comparable))
-    return partial(_validation_score, run, trained, data) if judged else None
+    if not run.looks:
+        return None
+    judges: list[Callable[[], dict[str, float]]] = []
+    if run.target == "exact" or (run.target == "noisy" and data.comparable):
+        judges.append(partial(_validation_score, run, trained, data))
+    if run.monitored:
+        seen = data.split(run.stage)
+        seen = seen if run.budget is None else seen.budget(run.budget, run.seed)
+        judges.append(probing.Monitor(trained, seen, run.target, rng=np.random.default_rng(run.seed)))
+    return (lambda: {name: value for judge in judges for name, value in judge().items()}) if judges else None
 
 
 def _validation_score(run: Run, network: nn.Module, data: PatchSet) -> dict[str, float]:
@@ -263,7 +274,8 @@ def _task(run: Run, store: Path, parent: Result | None) -> Result:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: sums of several come out in another order, and so in other bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

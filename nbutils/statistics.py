@@ -18,13 +18,12 @@ With few seeds they are too narrow all the same; `claims.paired_interval` is not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
 from nbutils.legend import VOID
 
@@ -46,35 +45,19 @@ def confusion_counts(prediction: ArrayLike, target: ArrayLike, n_classes: int) -
         Counts, shape (K, K), int64; rows exact, columns predicted. TypeError if ids are not
         integers; ValueError if shapes differ or an id is neither below K nor (in `target`) void.
     """
-    predicted, exact, valid = _class_ids(prediction, target, n_classes)
+    predicted, exact = np.asarray(prediction), np.asarray(target)
+    for what, ids in (("prediction", predicted), ("target", exact)):
+        if ids.dtype.kind not in "iub":
+            raise TypeError(f"{what} must hold integer class ids, got {ids.dtype}; take argmax first")
+    if predicted.shape != exact.shape:
+        raise ValueError(f"prediction {predicted.shape} and target {exact.shape} differ in shape")
+    valid = exact != VOID
     rows, columns = exact[valid].astype(np.int64), predicted[valid].astype(np.int64)
+    for what, ids in (("target", rows), ("prediction", columns)):
+        if (illegal := np.unique(ids[(ids < 0) | (ids >= n_classes)])).size:
+            allowed = f"class ids are 0..{n_classes - 1}, and only the target may be void ({VOID})"
+            raise ValueError(f"{what} holds {illegal[:5].tolist()}: {allowed}")
     return np.bincount(rows * n_classes + columns, minlength=n_classes**2).reshape(n_classes, n_classes)
-
-
-def boundary_counts(prediction: ArrayLike, target: ArrayLike, n_classes: int, width_px: int) -> Counts:
-    """Count what two maps share of their boundaries, class by class.
-
-    A pixel of class k is boundary if a valid pixel of another class of the same map lies within `width_px` rows and
-    columns. What is void in `target` is void in both maps: it is no boundary and makes none, nor does a patch's rim.
-
-    Args:
-        prediction: Predicted class ids 0..K-1, (N, h, w).
-        target: Exact class ids, the same shape, 255 = void.
-        n_classes: K, 1 to 255.
-        width_px: Width of the boundary to either side, >= 1.
-
-    Returns:
-        (K, 2) int64: pixels that are boundary of class k in both maps, and in either. Errors as in `confusion_counts`,
-        and ValueError for a width of none.
-    """
-    predicted, exact, valid = _class_ids(prediction, target, n_classes)
-    if width_px < 1 or n_classes > VOID or exact.ndim != 3:
-        wrong = f"got {exact.shape}, {n_classes} and {width_px}"
-        raise ValueError(f"maps (N, h, w), at most {VOID} classes and a width of 1 pixel or more are expected; {wrong}")
-    edges = [_boundary(ids, valid, width_px) for ids in (predicted, exact)]
-    sizes = [np.bincount(ids[edge], minlength=n_classes) for ids, edge in zip((predicted, exact), edges, strict=True)]
-    both = np.bincount(exact[edges[0] & edges[1] & (predicted == exact)], minlength=n_classes)
-    return np.stack([both, sizes[0] + sizes[1] - both], axis=-1)
 
 
 def boundary_iou(counts: ArrayLike) -> NDArray[np.float64]:
@@ -84,26 +67,6 @@ def boundary_iou(counts: ArrayLike) -> NDArray[np.float64]:
     """
     array = _counters(counts, 2)
     return _mean_where(_ratio(array[..., 0], array[..., 1]), array[..., 1] > 0)
-
-
-def calibration_counts(confidence: ArrayLike, right: ArrayLike, n_bins: int = 15) -> NDArray[np.float64]:
-    """Count pixels by the confidence of their prediction.
-
-    Args:
-        confidence: Probability of the predicted class in [0, 1], any shape; valid pixels only.
-        right: Whether the prediction is right, the same shape.
-        n_bins: Number of bins B of equal width, each with its upper end (Guo et al. 2017).
-
-    Returns:
-        (B, 3) float64: pixels, sum of confidence, pixels right. ValueError for anything else than that.
-    """
-    sure, correct = np.asarray(confidence, np.float64).ravel(), np.asarray(right).ravel()
-    if sure.shape != correct.shape or n_bins < 1 or not ((sure >= 0) & (sure <= 1)).all():
-        wrong = f"got {sure.size} and {correct.size} values and {n_bins} bins"
-        raise ValueError(f"one confidence in [0, 1] per prediction and at least one bin are expected; {wrong}")
-    which = np.maximum(np.ceil(sure * n_bins).astype(int) - 1, 0)
-    weights = (None, sure, correct.astype(bool))
-    return np.stack([np.bincount(which, weights=w, minlength=n_bins) for w in weights], axis=-1).astype(np.float64)
 
 
 def calibration_error(bins: ArrayLike) -> NDArray[np.float64]:
@@ -236,6 +199,36 @@ def coverage(
     return held / n_repeats
 
 
+def contrast(
+    terms: Sequence[tuple[float, ArrayLike]],
+    *,
+    rng: np.random.Generator,
+    metric: Metric = mean_iou,
+    n_boot: int = 2000,
+    level: float = 0.95,
+) -> Difference:
+    """Weighted sum of the scores of several arms that share seeds and scenes, such as a difference of differences.
+
+    Args:
+        terms: Weight and counts (S seeds, C scenes, K, K) of each arm; the same seeds and scenes in the same order.
+        rng: Source of randomness.
+        metric: Function of counts (..., K, K) to scores (...).
+        n_boot: Number of draws.
+        level: Nominal coverage of the interval, in (0, 1); see `paired_bootstrap` for what it is with few seeds.
+
+    Returns:
+        The sum in units of the metric. ValueError if shapes differ.
+    """
+    stacks = [_stack(counts, f"term {at}", level) for at, (_, counts) in enumerate(terms)]
+    if len({stack.shape for stack in stacks}) != 1:
+        shapes = ", ".join(str(stack.shape) for stack in stacks)
+        raise ValueError(f"not the same seeds x scenes x K x K: {shapes or 'no term'}")
+    weights = np.array([weight for weight, _ in terms], dtype=np.float64)
+    score, draws = _bootstrap(np.stack(stacks), metric, n_boot, rng)
+    (n_seeds, n_scenes), (low, high) = stacks[0].shape[:2], _percentiles(weights @ draws, level, stacks[0].shape)
+    return Difference(float(weights @ score), low, high, n_seeds, n_scenes, verdict(low, high))
+
+
 def mean_interval(
     counts: ArrayLike,
     *,
@@ -288,25 +281,6 @@ def score_draws(
     return _bootstrap(np.asarray(stacks, np.float64), metric, n_boot, rng)
 
 
-def _class_ids(
-    prediction: ArrayLike, target: ArrayLike, n_classes: int
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
-    """Both maps as arrays of legal ids, and where the target is not void."""
-    predicted, exact = np.asarray(prediction), np.asarray(target)
-    for what, ids in (("prediction", predicted), ("target", exact)):
-        if ids.dtype.kind not in "iub":
-            raise TypeError(f"{what} must hold integer class ids, got {ids.dtype}; take argmax first")
-    if predicted.shape != exact.shape:
-        raise ValueError(f"prediction {predicted.shape} and target {exact.shape} differ in shape")
-    valid = exact != VOID
-    for what, ids in (("target", exact[valid]), ("prediction", predicted[valid])):
-        if ids.size and not 0 <= ids.min() <= ids.max() < n_classes:
-            illegal = np.unique(ids[(ids < 0) | (ids >= n_classes)])[:5].tolist()
-            allowed = f"class ids are 0..{n_classes - 1}, and only the target may be void ({VOID})"
-            raise ValueError(f"{what} holds {illegal}: {allowed}")
-    return predicted, exact, valid
-
-
 def check_paired(first: NDArray[np.float64], second: NDArray[np.float64]) -> None:
     """Refuse counts of two arms, (S, C, K, K), that do not share the exact pixels of every scene."""
     if (unlike := (first.sum(-1) != second.sum(-1)).any(axis=(0, 2))).any():
@@ -318,15 +292,6 @@ def _counters(counts: ArrayLike, width: int) -> NDArray[np.float64]:
     if array.ndim < 2 or array.shape[-1] != width:
         raise ValueError(f"counters are (..., classes or bins, {width}), got shape {array.shape}")
     return array
-
-
-def _boundary(ids: NDArray[Any], valid: NDArray[np.bool_], width_px: int) -> NDArray[np.bool_]:
-    """Where a window holds a valid class below or above the pixel's own: two filters, however many classes."""
-    own = ids.astype(np.uint8)
-    size = (1, 2 * width_px + 1, 2 * width_px + 1)  # "nearest" repeats pixels that the window holds already
-    below = ndimage.minimum_filter(np.where(valid, own, np.uint8(VOID)), size, mode="nearest") < own
-    above = ndimage.maximum_filter(np.where(valid, own, np.uint8(0)), size, mode="nearest") > own
-    return valid & (below | above)
 
 
 def _margins(

@@ -20,6 +20,7 @@ from nbutils import ROOT, disk, statistics, weights
 
 RUNS = ROOT / "data" / "runs"
 MEASURED = ROOT / "data" / "cache" / "measured"
+ENCODER = "encoder"  # what is carried over unless told otherwise
 
 
 class StoreError(RuntimeError):
@@ -75,7 +76,7 @@ class Run:
     code: str
     parent: "Run | None" = None
     looks: int = 0
-    carried: str = "encoder"
+    carried: str = ENCODER
     stop: int | None = None
     monitored: bool = False
 
@@ -167,6 +168,16 @@ def write(store: Path, key: str, record: dict, state: Mapping[str, Tensor], card
         disk.publish(scratch, store / key)
 
 
+def is_cached(key: Mapping[str, Any], *, folder: Path | None = None) -> bool:
+    """Whether `cached` would read the answer back; arguments as there."""
+    return _place(key, folder).exists()
+
+
+def _place(key: Mapping[str, Any], folder: Path | None) -> Path:
+    canonical = json.dumps(key, sort_keys=True, separators=(",", ":"))
+    return (folder or MEASURED) / f"{hashlib.sha256(canonical.encode()).hexdigest()[:20]}.json"
+
+
 def cached(key: Mapping[str, Any], build: Callable[[], Any], *, folder: Path | None = None) -> Any:
     """Return what `build` computes, read back from disk where that was done before.
 
@@ -181,11 +192,9 @@ def cached(key: Mapping[str, Any], build: Callable[[], Any], *, folder: Path | N
     Raises:
         StoreError: A stored answer cannot be read.
     """
-    folder = folder or MEASURED
-    name = hashlib.sha256(json.dumps(key, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:20]
-    path = folder / f"{name}.json"
+    path = _place(key, folder)
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         disk.write_json(path, {"key": dict(key), "answer": build()})
     try:
         stored = json.loads(path.read_text())

@@ -49,7 +49,7 @@ class Spread:
 
     def components(self) -> dict[str, float]:
         """Variances of "seed", "scene" and "rest" by the analysis of variance; none below zero."""
-        seed, scene = self.seeds - self.rest / self.n_scenes, self.scenes - self.rest / self.n_seeds
+        seed, scene = self.seeds - self.rest / max(self.n_scenes, 1), self.scenes - self.rest / self.n_seeds
         return {"seed": float(np.fmax(seed, 0)), "scene": float(np.fmax(scene, 0)), "rest": self.rest}
 
     def error(self, n_seeds: int | None = None) -> tuple[float, float]:
@@ -58,7 +58,7 @@ class Spread:
         The variances of both means add up, which counts the rest twice: a little too wide where it dominates, never
         negative. Degrees of freedom as `satterthwaite`'s.
         """
-        seeds, scenes = self.seeds / self.n_seeds, self.scenes / self.n_scenes
+        seeds, scenes = self.seeds / self.n_seeds, self.scenes / max(self.n_scenes, 1)
         if n_seeds is not None:
             noise = min(self.rest / self.n_seeds, self.scenes)  # of a scene's mean; the rest of it stays
             scenes = (self.scenes - noise + noise * self.n_seeds / n_seeds) / self.n_scenes
@@ -132,6 +132,15 @@ def spread(a: ArrayLike, b: ArrayLike, *, metric: statistics.Metric = statistics
     return Spread(float(whole.mean()), *variance, rest, n_seeds, n_scenes)
 
 
+def over_cells(metric: statistics.Metric) -> statistics.Metric:
+    """The metric's mean over cells (decoders, budgets): of counts (..., cells, K, K) where `metric` takes (..., K, K).
+
+    One claim over all cells instead of one per cell: what varies from cell to cell averages out, and the family is
+    small enough for Holm to leave something of it.
+    """
+    return lambda counts: metric(counts).mean(-1)
+
+
 def paired_interval(
     a: ArrayLike,
     b: ArrayLike,
@@ -145,7 +154,18 @@ def paired_interval(
     Student's t on `spread`, whose arguments these are; effect, margin and result as in `statistics.paired_bootstrap`.
     One seed or one scene: the interval speaks for that one only; one of each: the ends are NaN.
 
-    COVERAGE
+    Coverage measured by simulation at the nominal 95 %, differences in points of overall accuracy that vary by seed
+    with sd 1, by scene with 2, by both with 1 (16,000 samples; percentile and bootstrap-t: 4,000 and 2,000):
+
+    | seeds x scenes       | this         | percentiles  | bootstrap-t  |
+    |----------------------|--------------|--------------|--------------|
+    | 3 x 5                | 96 %         | 88 %         | 95 %         |
+    | 5 x 5, 5 x 8, 10 x 10 | 95, 95, 95 % | 88, 90, 92 % | 95, 96, 94 % |
+
+    With seed and scene exchanged 94 % (3 x 5), 95 to 96 % (the others) against 82 to 92 % of percentiles. Where the
+    rest is all there is 99 %, and 96 to 99 % with effects from Student's t of 3 degrees. The bootstrap-t holds as
+    much but is 9 to 20 % wider at 3 x 5. Of the mean IoU of 5 classes, some of them not in every scene: 96, 94, 95
+    and 93 % (2,000 samples, 800 of the last).
     """
     if not 0 < level < 1:
         raise ValueError(f"level is a fraction in (0, 1), got {level}")
@@ -173,7 +193,11 @@ def permutation_test(
     Exact over all 2^C patterns where these are at most `n_draws`, else (1 + as large) / (1 + n_draws) of drawn
     ones (Phipson and Smyth 2010).
 
-    FALSE
+    It generalises to scenes, not to seeds: a seed's deviation is common to all scenes and looks like an effect.
+    Rejected at 0.05, of 4,000 samples without effect, where scenes differ with sd 2 and the rest with 1: 5 % if seeds
+    add nothing, 7 % if they add sd 1 (5 x 8 and 10 x 10 alike); 36 and 31 % of seeds with sd 2 on scenes with sd 1. At
+    5 scenes it never rejects. To flip signs by seed as well is worse: 21 to 44 % at 3 x 5 to 5 x 8, for the product of
+    both signs takes the effects of seeds and scenes for noise of single cells. Hence `paired_interval` decides.
 
     Args:
         a: Counts of one arm, (S seeds, C scenes, ...), the rest as `metric` takes it.

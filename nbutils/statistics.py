@@ -308,8 +308,9 @@ def _class_ids(
 
 
 def check_paired(first: NDArray[np.float64], second: NDArray[np.float64]) -> None:
-    """Refuse counts of two arms, (S, C, K, K), that do not share the exact pixels of every scene."""
-    if (unlike := (first.sum(-1) != second.sum(-1)).any(axis=(0, 2))).any():
+    """Refuse counts of two arms, (S, C, ..., K, K), that do not share the exact pixels of every scene."""
+    unlike = np.moveaxis(first.sum(-1) != second.sum(-1), 1, 0).reshape(first.shape[1], -1).any(-1)
+    if unlike.any():
         raise ValueError(f"not paired: the exact pixels of scene(s) {np.flatnonzero(unlike)[:5].tolist()} differ")
 
 

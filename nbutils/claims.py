@@ -63,7 +63,8 @@ class Spread:
             noise = min(self.rest / self.n_seeds, self.scenes)  # of a scene's mean; the rest of it stays
             scenes = (self.scenes - noise + noise * self.n_seeds / n_seeds) / self.n_scenes
             seeds = self.seeds / n_seeds
-        return satterthwaite((seeds, scenes), ((n_seeds or self.n_seeds) - 1, self.n_scenes - 1))
+        error, free = satterthwaite((seeds, scenes), ((n_seeds or self.n_seeds) - 1, self.n_scenes - 1))
+        return float(error), float(free)
 
     def p_value(self, margin: float = 0.0) -> float:
         """Two-sided p of Student's t for an effect of `margin`: below 1 - level where `interval` leaves it out."""
@@ -80,22 +81,24 @@ class Spread:
         return self.effect - half, self.effect + half
 
 
-def satterthwaite(variances: ArrayLike, free: ArrayLike) -> tuple[float, float]:
-    """Root of a sum of variances and its degrees of freedom (Satterthwaite, Biometrics Bulletin 2, 1946).
+def satterthwaite(variances: ArrayLike, free: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Roots of sums of variances and their degrees of freedom (Satterthwaite, Biometrics Bulletin 2, 1946).
 
     Args:
-        variances: (V,) >= 0; those without freedom are not seen and do not count, so may be NaN.
+        variances: (V, ...) >= 0; those without freedom are not seen and do not count, so may be NaN.
         free: Degrees of freedom of each, (V,).
 
     Returns:
-        NaN for both where none has any.
+        Both (...); NaN where none has any.
     """
     seen = np.asarray(free) > 0
-    if not seen.any():
-        return float("nan"), float("nan")
     parts, degrees = np.asarray(variances, np.float64)[seen], np.asarray(free, np.float64)[seen]
-    total, curvature = parts.sum(), (parts**2 / degrees).sum()
-    return float(np.sqrt(total)), float(total**2 / curvature if curvature > 0 else degrees.sum())
+    if not seen.any():
+        nothing = np.full(np.shape(variances)[1:], np.nan)
+        return nothing, nothing
+    total, curvature = parts.sum(0), np.tensordot(1 / degrees, parts**2, axes=1)
+    full = np.full(np.shape(total), degrees.sum())  # where nothing varies
+    return np.sqrt(total), np.divide(total**2, curvature, out=full, where=curvature > 0)
 
 
 def spread(a: ArrayLike, b: ArrayLike, *, metric: statistics.Metric = statistics.mean_iou) -> Spread:

@@ -104,9 +104,10 @@ def satterthwaite(variances: ArrayLike, free: ArrayLike) -> tuple[NDArray[np.flo
 def spread(a: ArrayLike, b: ArrayLike, *, metric: statistics.Metric = statistics.mean_iou) -> Spread:
     """How the difference between two arms varies over their common seeds and scenes.
 
-    A score pools its scenes, so what a scene adds to a seed's difference is its jackknife pseudo-value, C x all -
-    (C - 1) x all but this one (Tukey 1958; Efron and Tibshirani 1993, chapter 11): the scene's own difference where
-    scores are means over scenes.
+    A score pools its scenes, so what a scene adds to a seed's difference is its jackknife pseudo-value (Tukey 1958;
+    Efron and Tibshirani 1993, chapter 11): C - 1 times what leaving it out takes away, about the seed's difference. It
+    is the scene's own difference where scores are means over scenes. Correcting each seed for bias as well made its
+    variance up to eight times that of the differences themselves, of U-Nets judged on 5 scenes by mean IoU.
 
     Args:
         a: Counts of the arm claimed to be better, (S seeds, C scenes, ...), the rest as `metric` takes it.
@@ -126,7 +127,8 @@ def spread(a: ArrayLike, b: ArrayLike, *, metric: statistics.Metric = statistics
         return Spread(float("nan"), *(float("nan"),) * 3, n_seeds, n_scenes)
     own = whole[:, None]
     if n_scenes > 1:
-        own = n_scenes * own - (n_scenes - 1) * np.subtract(*metric(total[:, :, None] - both))
+        without = np.subtract(*metric(total[:, :, None] - both))
+        own = own - (n_scenes - 1) * (without - without.mean(1, keepdims=True))
     rows, columns = own.mean(1), own.mean(0)
     left = own - rows[:, None] - columns + own.mean()
     variance = [float(each.var(ddof=1)) if each.size > 1 else float("nan") for each in (rows, columns)]
@@ -167,8 +169,8 @@ def paired_interval(
 
     With seed and scene exchanged 94 % (3 x 5), 95 to 96 % (the others) against 82 to 92 % of percentiles. Where the
     rest is all there is 99 %, and 96 to 99 % with effects from Student's t of 3 degrees. The bootstrap-t holds as
-    much but is 9 to 20 % wider at 3 x 5. Of the mean IoU of 5 classes, some of them not in every scene: 96, 94, 95
-    and 93 % (2,000 samples, 800 of the last).
+    much but is 9 to 20 % wider at 3 x 5. Of the mean IoU of 5 classes, some of them not in every scene: 95, 95, 95
+    and 94 % (2,000 samples, 1,000 of the last) against 86, 86, 89 and 89 % of percentiles.
     """
     if not 0 < level < 1:
         raise ValueError(f"level is a fraction in (0, 1), got {level}")

@@ -4,11 +4,10 @@ Two learning curves over the same budgets of exact patches, one of an arm that s
 that did not. Where the arm scores s with n patches, the baseline needs some m for the same s: m / n is the worth of
 pretraining at n, and (m - n) / (noisy patches) that of one noisy patch in exact ones.
 
-**The curves** are the closest that never fall (isotonic regression, Barlow et al. 1972), between budgets the
-monotone cubic of Fritsch and Carlson (1980) in log n.
-They assume no shape. Where the truth was a power law, a fitted power law came as near (0.16 to 0.41 doublings of m at
-3 and 6 budgets, these 0.16 to 0.46); where it rose late, half as near (0.20 against 0.10 at 6 budgets, 0.6 both at
-3). Straight lines between budgets are biased by 0.15 doublings at 3.
+**The curves** are the closest that never fall (isotonic regression, Barlow et al. 1972), between budgets the monotone
+cubic of Fritsch and Carlson (1980) in log n. They assume no shape. Where the truth was a power law, a fitted power law
+erred by 0.16 to 0.41 doublings of m at 3 and 6 budgets, these by 0.16 to 0.46; where the truth rose late, by 0.20
+against 0.10 at 6 budgets, and by 0.6 both at 3. Straight lines between 3 budgets were biased by 0.15 doublings.
 
 **Nothing is said outside the budgets that were measured**: a score the baseline's curve does not reach there is worth
 "more than" its largest budget, one that it exceeds throughout "fewer than" its smallest.

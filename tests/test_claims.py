@@ -91,7 +91,8 @@ def test_a_pooled_score_is_judged_by_its_jackknife():
         )
         own[s, c] = 5 * (all_of[0] - all_of[1]) - 4 * (others[0] - others[1])
     assert found.scenes == pytest.approx(own.mean(0).var(ddof=1))
-    assert found.seeds == pytest.approx(own.mean(1).var(ddof=1))
+    each = statistics.mean_iou(a.sum(1)) - statistics.mean_iou(b.sum(1))
+    assert found.seeds == pytest.approx(each.var(ddof=1))
     effect = statistics.paired_bootstrap(a, b, rng=rng, n_boot=5).effect
     assert found.effect == pytest.approx(effect) and effect > 0
 

@@ -49,7 +49,7 @@ class Spread:
 
     def components(self) -> dict[str, float]:
         """Variances of "seed", "scene" and "rest" by the analysis of variance; none below zero."""
-        seed, scene = self.seeds - self.rest / self.n_scenes, self.scenes - self.rest / self.n_seeds
+        seed, scene = self.seeds - self.rest / max(self.n_scenes, 1), self.scenes - self.rest / self.n_seeds
         return {"seed": float(np.fmax(seed, 0)), "scene": float(np.fmax(scene, 0)), "rest": self.rest}
 
     def error(self, n_seeds: int | None = None) -> tuple[float, float]:
@@ -58,12 +58,13 @@ class Spread:
         The variances of both means add up, which counts the rest twice: a little too wide where it dominates, never
         negative. Degrees of freedom as `satterthwaite`'s.
         """
-        seeds, scenes = self.seeds / self.n_seeds, self.scenes / self.n_scenes
+        seeds, scenes = self.seeds / self.n_seeds, self.scenes / max(self.n_scenes, 1)
         if n_seeds is not None:
             noise = min(self.rest / self.n_seeds, self.scenes)  # of a scene's mean; the rest of it stays
             scenes = (self.scenes - noise + noise * self.n_seeds / n_seeds) / self.n_scenes
             seeds = self.seeds / n_seeds
-        return satterthwaite((seeds, scenes), ((n_seeds or self.n_seeds) - 1, self.n_scenes - 1))
+        error, free = satterthwaite((seeds, scenes), ((n_seeds or self.n_seeds) - 1, self.n_scenes - 1))
+        return float(error), float(free)
 
     def p_value(self, margin: float = 0.0) -> float:
         """Two-sided p of Student's t for an effect of `margin`: below 1 - level where `interval` leaves it out."""
@@ -80,30 +81,33 @@ class Spread:
         return self.effect - half, self.effect + half
 
 
-def satterthwaite(variances: ArrayLike, free: ArrayLike) -> tuple[float, float]:
-    """Root of a sum of variances and its degrees of freedom (Satterthwaite, Biometrics Bulletin 2, 1946).
+def satterthwaite(variances: ArrayLike, free: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Roots of sums of variances and their degrees of freedom (Satterthwaite, Biometrics Bulletin 2, 1946).
 
     Args:
-        variances: (V,) >= 0; those without freedom are not seen and do not count, so may be NaN.
+        variances: (V, ...) >= 0; those without freedom are not seen and do not count, so may be NaN.
         free: Degrees of freedom of each, (V,).
 
     Returns:
-        NaN for both where none has any.
+        Both (...); NaN where none has any.
     """
     seen = np.asarray(free) > 0
-    if not seen.any():
-        return float("nan"), float("nan")
     parts, degrees = np.asarray(variances, np.float64)[seen], np.asarray(free, np.float64)[seen]
-    total, curvature = parts.sum(), (parts**2 / degrees).sum()
-    return float(np.sqrt(total)), float(total**2 / curvature if curvature > 0 else degrees.sum())
+    if not seen.any():
+        nothing = np.full(np.shape(variances)[1:], np.nan)
+        return nothing, nothing
+    total, curvature = parts.sum(0), np.tensordot(1 / degrees, parts**2, axes=1)
+    full = np.full(np.shape(total), degrees.sum())  # where nothing varies
+    return np.sqrt(total), np.divide(total**2, curvature, out=full, where=curvature > 0)
 
 
 def spread(a: ArrayLike, b: ArrayLike, *, metric: statistics.Metric = statistics.mean_iou) -> Spread:
     """How the difference between two arms varies over their common seeds and scenes.
 
-    A score pools its scenes, so what a scene adds to a seed's difference is its jackknife pseudo-value, C x all -
-    (C - 1) x all but this one (Tukey 1958; Efron and Tibshirani 1993, chapter 11): the scene's own difference where
-    scores are means over scenes.
+    A score pools its scenes, so what a scene adds to a seed's difference is its jackknife pseudo-value (Tukey 1958;
+    Efron and Tibshirani 1993, chapter 11): C - 1 times what leaving it out takes away, about the seed's difference. It
+    is the scene's own difference where scores are means over scenes. Correcting each seed for bias as well made its
+    variance up to eight times that of the differences themselves, of U-Nets judged on 5 scenes by mean IoU.
 
     Args:
         a: Counts of the arm claimed to be better, (S seeds, C scenes, ...), the rest as `metric` takes it.
@@ -123,13 +127,23 @@ def spread(a: ArrayLike, b: ArrayLike, *, metric: statistics.Metric = statistics
         return Spread(float("nan"), *(float("nan"),) * 3, n_seeds, n_scenes)
     own = whole[:, None]
     if n_scenes > 1:
-        own = n_scenes * own - (n_scenes - 1) * np.subtract(*metric(total[:, :, None] - both))
+        without = np.subtract(*metric(total[:, :, None] - both))
+        own = own - (n_scenes - 1) * (without - without.mean(1, keepdims=True))
     rows, columns = own.mean(1), own.mean(0)
     left = own - rows[:, None] - columns + own.mean()
     variance = [float(each.var(ddof=1)) if each.size > 1 else float("nan") for each in (rows, columns)]
     free = (n_seeds - 1) * (n_scenes - 1)
     rest = float((left**2).sum() / free) if free else float("nan")
     return Spread(float(whole.mean()), *variance, rest, n_seeds, n_scenes)
+
+
+def over_cells(metric: statistics.Metric) -> statistics.Metric:
+    """The metric's mean over cells (decoders, budgets): of counts (..., cells, K, K) where `metric` takes (..., K, K).
+
+    One claim over all cells instead of one per cell: what varies from cell to cell averages out, and the family is
+    small enough for Holm to leave something of it.
+    """
+    return lambda counts: metric(counts).mean(-1)
 
 
 def paired_interval(
@@ -145,7 +159,18 @@ def paired_interval(
     Student's t on `spread`, whose arguments these are; effect, margin and result as in `statistics.paired_bootstrap`.
     One seed or one scene: the interval speaks for that one only; one of each: the ends are NaN.
 
-    COVERAGE
+    Coverage measured by simulation at the nominal 95 %, differences in points of overall accuracy that vary by seed
+    with sd 1, by scene with 2, by both with 1 (16,000 samples; percentile and bootstrap-t: 4,000 and 2,000):
+
+    | seeds x scenes       | this         | percentiles  | bootstrap-t  |
+    |----------------------|--------------|--------------|--------------|
+    | 3 x 5                | 96 %         | 88 %         | 95 %         |
+    | 5 x 5, 5 x 8, 10 x 10 | 95, 95, 95 % | 88, 90, 92 % | 95, 96, 94 % |
+
+    With seed and scene exchanged 94 % (3 x 5), 95 to 96 % (the others) against 82 to 92 % of percentiles. Where the
+    rest is all there is 99 %, and 96 to 99 % with effects from Student's t of 3 degrees. The bootstrap-t holds as
+    much but is 9 to 20 % wider at 3 x 5. Of the mean IoU of 5 classes, some of them not in every scene: 95, 95, 95
+    and 94 % (2,000 samples, 1,000 of the last) against 86, 86, 89 and 89 % of percentiles.
     """
     if not 0 < level < 1:
         raise ValueError(f"level is a fraction in (0, 1), got {level}")
@@ -173,7 +198,11 @@ def permutation_test(
     Exact over all 2^C patterns where these are at most `n_draws`, else (1 + as large) / (1 + n_draws) of drawn
     ones (Phipson and Smyth 2010).
 
-    FALSE
+    It generalises to scenes, not to seeds: a seed's deviation is common to all scenes and looks like an effect.
+    Rejected at 0.05, of 4,000 samples without effect, where scenes differ with sd 2 and the rest with 1: 5 % if seeds
+    add nothing, 7 % if they add sd 1 (5 x 8 and 10 x 10 alike); 36 and 31 % of seeds with sd 2 on scenes with sd 1. At
+    5 scenes it never rejects. To flip signs by seed as well is worse: 21 to 44 % at 3 x 5 to 5 x 8, for the product of
+    both signs takes the effects of seeds and scenes for noise of single cells. Hence `paired_interval` decides.
 
     Args:
         a: Counts of one arm, (S seeds, C scenes, ...), the rest as `metric` takes it.

@@ -153,6 +153,7 @@ def paired_bootstrap(
     A percentile interval of few seeds and scenes is too narrow. Coverage measured by simulation at the
     nominal 95 %: 77 to 89 % with 3 seeds on 5 scenes, 86 to 94 % with 5 on 5, 90 to 94 % with 10 on 10, least
     where seeds differ more than scenes; 27 to 81 % with one seed or scene, whose variation cannot be seen.
+    `claims.paired_interval` holds 94 to 96 % there, 1.5 to 2 times as wide at 3 on 5.
 
     Args:
         a: Counts of the arm that is claimed to be better, shape (S seeds, C scenes, K, K).
@@ -282,8 +283,9 @@ def score_draws(
 
 
 def check_paired(first: NDArray[np.float64], second: NDArray[np.float64]) -> None:
-    """Refuse counts of two arms, (S, C, K, K), that do not share the exact pixels of every scene."""
-    if (unlike := (first.sum(-1) != second.sum(-1)).any(axis=(0, 2))).any():
+    """Refuse counts of two arms, (S, C, ..., K, K), that do not share the exact pixels of every scene."""
+    unlike = np.moveaxis(first.sum(-1) != second.sum(-1), 1, 0).reshape(first.shape[1], -1).any(-1)
+    if unlike.any():
         raise ValueError(f"not paired: the exact pixels of scene(s) {np.flatnonzero(unlike)[:5].tolist()} differ")
 
 

@@ -395,11 +395,11 @@ def learning_curves(
 def layer_profile(
     table: pd.DataFrame, *, ylabel: str, floor: pd.DataFrame | None = None, percent: bool = False
 ) -> Figure:
-    """A value by layer (probe score, CKA), with what the seed alone changes as a grey band.
+    """A value by layer (probe score, CKA), with what chance alone changes as a grey band.
 
     `table` has columns layer, series, value; low and high, where there are, are drawn as a band; layers are drawn
-    in the order in which they come. `floor` has columns layer, low, high: the range between networks that differ in
-    the seed only. `percent` as in `learning_curves`; `ylabel` names the value and its unit.
+    in the order in which they come. `floor` has columns layer, low, high: the range between networks that differ by
+    chance only. `percent` as in `learning_curves`; `ylabel` names the value and its unit.
     """
     house.need(table, ["layer", "series", "value"], "layer_profile")
     order = list(dict.fromkeys(table["layer"]))
@@ -412,15 +412,16 @@ def layer_profile(
             raise ValueError(f"layer_profile: the floor has {unknown}, the table only {order}")
         at = [order.index(layer) for layer in floor["layer"]]
         band = [100 * floor[side] if percent else floor[side] for side in ("low", "high")]
-        ax.fill_between(at, *band, color="#d9d9d9", linewidth=0, zorder=0, label="seed alone")
+        ax.fill_between(at, *band, color="#d9d9d9", linewidth=0, zorder=0, label="chance alone")
         ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    ax.set_xticks(range(len(order)), order)
+    many = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(order) > 7 else {}
+    ax.set_xticks(range(len(order)), order, **many)
     return fig
 
 
 @house.styled
 def layer_panels(table: pd.DataFrame) -> Figure:
-    """Several measurements side by side, layers from top to bottom, each beside what a mere seed does to it.
+    """Several measurements side by side, layers from top to bottom, each beside what chance does to it.
 
     `table` has columns measure, layer, value, low, high (the range over seeds or an interval), floor_low, floor_high
     (NaN where there is no floor), in the units that `measure` names. Measures and layers keep their order.
@@ -442,5 +443,5 @@ def layer_panels(table: pd.DataFrame) -> Figure:
     axes[0, 0].set_yticks(range(len(layers)), layers)
     axes[0, 0].set_ylim(len(layers) - 0.5, -0.5)
     marks = [Line2D([], [], color=OTHERS[0][0], marker="o", markersize=4, label="noisy against exact")]
-    house.legend_below(fig, [*marks, Line2D([], [], color="#d9d9d9", linewidth=6, label="seed alone")])
+    house.legend_below(fig, [*marks, Line2D([], [], color="#d9d9d9", linewidth=6, label="chance alone")])
     return fig

@@ -1,6 +1,5 @@
 """Probes and CKA: optima, closed forms, and implementations written from the definitions."""
 
-import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -123,7 +122,7 @@ def test_probe_reaches_the_optimum_of_logistic_regression(n, p, k):
     rng = _rng(p)
     mixed = rng.normal(size=(n, p)) @ (rng.normal(size=(p, p)) * np.exp(-4 * np.linspace(0, 1, p))[:, None])
     features = np.maximum(mixed, 0).astype(np.float32) + 3
-    ids = (features[:, :k] / features[:, :k].std(0) + rng.gumbel(size=(n, k))).argmax(1)
+    ids = (2 * mixed[:, :k] / mixed[:, :k].std(0) + rng.gumbel(size=(n, k))).argmax(1)
     labels = np.array([7, 1, 30, 4])[:k][ids]
     probe = probing.linear_probe(features, labels)
     order = {name: i for i, name in enumerate(probe.classes.tolist())}
@@ -185,7 +184,7 @@ def test_probes_without_valid_pixels_are_refused():
 
 
 class _Painted:
-    """Patches whose first band is the noisy label, the second the truth: features that hold one, or both."""
+    """Patches with a noisy map in which a share of the pixels is wrong, each in a class of its own."""
 
     def __init__(self, seed=0, share=0.3):
         rng = _rng(seed)
@@ -261,19 +260,3 @@ def test_errors_of_real_layers_are_counted_scene_by_scene():
 def test_a_map_without_errors_has_nothing_to_ask():
     with pytest.raises(ValueError, match="each half of 40 patches must have valid and mislabelled pixels"):
         probing.probe_errors(NETWORK, DATA, n_pixels=50, rng=_rng())
-
-
-def test_judging_never_holds_all_features_at_once():
-    """A thousand times as many pixels judged must not take a thousand times the memory."""
-    part = DATA.split("test")
-    peaks = []
-    for n in (100, 8 * 30 * 32):
-        probes = {"stem": probing.linear_probe(_rng().normal(size=(50, 24)), np.arange(50) % 3)}
-        from nbutils.probing.probes import _said
-
-        pixels = probing.sample_pixels(part.masks["exact"], n, _rng())
-        tracemalloc.start()
-        _said(ENCODER, part, pixels, probes)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert len(pixels) > 7000 and peaks[1] < 2e7

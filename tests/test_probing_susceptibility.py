@@ -7,7 +7,7 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import toy_patches
 
@@ -82,9 +82,7 @@ def test_who_memorised_random_labels_follows_others_more_than_who_learned_true_o
         np.mean([list(_monitor(network, rng=_rng(seed))().values())[: len(LAYERS)] for seed in range(3)], axis=0)
         for network in (learner, memoriser)
     )
-    assert (
-        theirs > ours
-    ).mean() > 0.8 and theirs.mean() > 3 * ours.mean()  # of three seeds: all layers, 12 to 31 times
+    assert (theirs > ours).mean() > 0.8 and theirs.mean() > 3 * ours.mean()  # measured: all, 12 to 31 times
 
 
 def test_scores_agree_with_the_definition():
@@ -129,7 +127,8 @@ def test_signal_to_noise_of_gradients_with_nothing_in_common_is_one_in_m_less_on
     assert np.isnan(probing.gradient_snr(mean_square, mean_square))
 
 
-@given(st.integers(0, 2**16), st.integers(1, 16))
+@settings(max_examples=12)
+@given(st.integers(0, 2**16), st.integers(2, 16))
 def test_random_blocks_are_square_of_known_classes_and_void_where_the_masks_are(seed, side):
     masks = UNSEEN.masks["noisy"]
     labels = probing.random_blocks(masks, side, _rng(seed))

@@ -40,19 +40,19 @@ def rate_of(arm: str) -> float:
     return LEARNING_RATES[arm.partition("+")[0]]
 
 
-def objective_of(arm: str, network: nn.Module, *, seed: int, n_patches: int, batch_size: int) -> Objective:
+def objective_of(arm: str, network: nn.Module, *, seed: int, n_places: int, batch_size: int) -> Objective:
     """Return what an arm learns by.
 
     Args:
         arm: One that pretrains.
         network: What it trains, in place: an encoder for self-supervision, else a segmentation network.
         seed: Of everything random in the objective.
-        n_patches: How many patches it sees.
+        n_places: How many places it sees; patches of one place on several dates count once.
         batch_size: Patches of a step.
     """
     check(arm)
-    if arm == "moco":  # the queue is shorter than an epoch by far, or an image would be repelled by its own key
-        return objectives.MoCo(network, seed=seed, queue=max(batch_size, min(256, n_patches // 3)))
+    if arm == "moco":  # the queue is shorter than an epoch by far, or a place would be repelled by its own key
+        return objectives.MoCo(network, seed=seed, queue=max(batch_size, min(256, n_places // 3)))
     if arm in SELF_SUPERVISED:
         return SELF_SUPERVISED[arm](network, seed=seed)
     return REMEDIES.get(arm, objectives.Supervised)(network)

@@ -30,8 +30,9 @@ class Batches(Iterator[Batch]):
     """Endless batches of normalised, randomly turned patches.
 
     The order is a new permutation each epoch, joined end to end, so that every patch is seen equally often (to within
-    one) however many batches are drawn. Patches are held in memory and augmented as whole batches, which on a CPU beats
-    worker processes.
+    one) however many batches are drawn. In pairs of dates an epoch is over places, each on one of its dates: patches of
+    one place in one epoch would count as others of each other. Patches are held in memory and augmented as whole
+    batches, which on a CPU beats worker processes.
 
     Args:
         patches: Square patches, at least one.
@@ -59,23 +60,30 @@ class Batches(Iterator[Batch]):
         self.images = _held(patches.images, device)
         self.masks = _held(patches.masks[target], device)
         self.truth = None if truth is None else _held(truth, device)
-        self.dates = _Dates(patches.places) if paired and patches.places is not None else None
+        dates = _Dates(patches.places) if paired and patches.places is not None else None
+        self.dates = dates if dates is not None and dates.several else None
         self.generator = torch.Generator().manual_seed(seed)
         self.waiting = torch.empty(0, dtype=torch.long)
 
     def __next__(self) -> Batch:
         while len(self.waiting) < self.batch_size:
-            self.waiting = torch.cat([self.waiting, torch.randperm(len(self.patches), generator=self.generator)])
+            self.waiting = torch.cat([self.waiting, self._epoch()])
         index, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
         turns = torch.randint(8, (len(index),), generator=self.generator)
         images = self._images(index, turns)
-        if self.dates is not None and self.dates.several:
+        if self.dates is not None:
             partners = self._images(self.dates.partners(index, self.generator), turns)
             images = _stacked(images, partners)
         elif self.paired:
             images = images.expand(2, *images.shape)
         truth = None if self.truth is None else turned(self.truth, index, turns)
         return Batch(images, turned(self.masks, index, turns), truth)
+
+    def _epoch(self) -> Tensor:
+        """Return the next patches in random order."""
+        if self.dates is not None:
+            return self.dates.epoch(self.generator)
+        return torch.randperm(len(self.patches), generator=self.generator)
 
     def _images(self, index: Tensor, turns: Tensor) -> Tensor:
         return normalise(turned(self.images, index, turns), self.patches)
@@ -100,12 +108,19 @@ class _Dates:
     def __init__(self, places: NDArray[np.int64]) -> None:
         _, place, count = np.unique(places, return_inverse=True, return_counts=True)
         order = np.argsort(place, kind="stable")  # patches of one place side by side
-        start = np.cumsum(count) - count
+        start = np.cumsum(count) - count  # of each place
         rank = np.empty(len(order), np.int64)
         rank[order] = np.arange(len(order)) - start[place[order]]
         self.several = bool((count > 1).any())
         self.order, self.rank = torch.as_tensor(order), torch.as_tensor(rank)
         self.start, self.count = torch.as_tensor(start[place]), torch.as_tensor(count[place])
+        self.places = torch.as_tensor(order[start])  # one patch of each
+
+    def epoch(self, generator: torch.Generator) -> Tensor:
+        """Draw every place once, in random order, each on one of its dates."""
+        index = self.places[torch.randperm(len(self.places), generator=generator)]
+        share = torch.rand(len(index), dtype=torch.float64, generator=generator)
+        return self.order[self.start[index] + (share * self.count[index]).long()]
 
     def partners(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Draw for each patch another of its place, all others alike; itself where there is none."""

@@ -5,6 +5,7 @@ them; nothing in the file can be executed.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from torch import Tensor
 
 
 def save(path: Path, tag: str, state: Any) -> None:
-    """Write a state under a temporary name, flush it, rename it; one process at a time.
+    """Write a state under a temporary name, flush it, rename it.
 
     Args:
         path: Of the file.
@@ -36,7 +37,8 @@ def save(path: Path, tag: str, state: Any) -> None:
     save_file(tensors, scratch, metadata=about)
     with open(scratch, "rb") as file:
         os.fsync(file.fileno())
-    os.replace(scratch, path)
+    with contextlib.suppress(FileNotFoundError):  # gone: another process has finished the same training
+        os.replace(scratch, path)
     _flush_folder(path.parent)
 
 
@@ -62,14 +64,14 @@ def load(path: Path, tag: str) -> Any | None:
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint and what a killed process left of the next one."""
-    for each in (path, _scratch(path)):
+    """Delete a checkpoint and what killed processes left of the next one."""
+    for each in (path, *path.parent.glob(f".{glob.escape(path.name)}.*.writing")):
         with contextlib.suppress(FileNotFoundError):
             each.unlink()
 
 
 def _scratch(path: Path) -> Path:
-    return path.with_name(f".{path.name}.writing")  # one name, so that killed processes leave one file at most
+    return path.with_name(f".{path.name}.{os.getpid()}.writing")  # two processes may compute the same run
 
 
 def _flush_folder(folder: Path) -> None:

@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -16,14 +16,14 @@ import dask
 import numpy as np
 import torch
 from distributed import Client, LocalCluster, as_completed
-from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from nbutils import ROOT, arms, networks, patches, statistics, training, weights
+from nbutils import ROOT, arms, checkpoint, evaluation, networks, patches, probing, statistics, training, weights
+from nbutils.evaluation import Tally
 from nbutils.files import alone
 from nbutils.patches import PatchSet
-from nbutils.store import RUNS, Result, Run, StoreError, read, write
+from nbutils.store import ENCODER, RUNS, Result, Run, StoreError, read, write
 
 _PACKAGES = ("torch", "segmentation-models-pytorch", "timm", "lightly", "lightning-fabric", "numpy")
 
@@ -42,7 +42,7 @@ def execute(run: Run, store: Path = RUNS) -> Result:
         return read(run, store)
     if run.stage == "elsewhere":
         raise StoreError(f"{store / run.key} is not there: weights of others are put there by `study.published`")
-    with _one_thread():
+    with one_thread():
         start = time.perf_counter()
         data = patches.load(run.fingerprint)
         licences = [data.licence]
@@ -50,7 +50,7 @@ def execute(run: Run, store: Path = RUNS) -> Result:
             data = prepared(store / run.parent.key, data)
             licences.append(weights.load(store / run.parent.key)[1].licence)
         trained, curve = _train(run, data, store)
-        counts = _evaluate(run, trained, data)
+        tallies = _evaluate(run, trained, data)
         seconds = time.perf_counter() - start
     card = weights.WeightCard(
         encoder=run.encoder,
@@ -65,8 +65,13 @@ def execute(run: Run, store: Path = RUNS) -> Result:
         run=run.key,
         licence="; ".join(dict.fromkeys(licences)),
     )
-    keep(run, trained.state_dict(), card, store, counts=counts, curve=curve, seconds=seconds)
+    keep(run, trained.state_dict(), card, store, tallies=tallies, curve=curve, seconds=seconds)
+    checkpoint.remove(_checkpoint(run, store))
     return read(run, store)
+
+
+def _checkpoint(run: Run, store: Path) -> Path:
+    return store / f".{run.key}.checkpoint"
 
 
 def keep(
@@ -75,14 +80,18 @@ def keep(
     card: weights.WeightCard,
     store: Path,
     *,
-    counts: dict | None = None,
+    tallies: Mapping[str, Mapping[str, Tally]] | None = None,
     curve: list | None = None,
     seconds: float = 0.0,
 ) -> None:
     """Store what a run gave, with its provenance."""
+    told = {
+        name: {split: {scene: each[at].tolist() for scene, each in scenes.items()} for split, scenes in tallies.items()}
+        for at, name in enumerate(("counts", "boundary", "calibration"))
+    } if tallies else dict.fromkeys(("counts", "boundary", "calibration"), {})  # fmt: skip
     record = {
         "run": asdict(run),
-        "counts": counts or {},
+        **told,
         "curve": curve or [],
         "seconds": round(seconds, 2),
         "parameters": sum(v.numel() for n, v in state.items() if v.is_floating_point() and "running_" not in n),
@@ -146,53 +155,76 @@ def prepared(result_folder: Path, data: PatchSet) -> PatchSet:
 
 def _train(run: Run, data: PatchSet, store: Path) -> tuple[nn.Module, list[dict[str, float]]]:
     """Train what the run describes; return the module whose weights are kept, and the learning curve."""
-    plan = training.Plan(run.steps, run.batch_size, run.learning_rate, run.precision, run.seed)
+    plan = training.Plan(run.steps, run.batch_size, run.learning_rate, run.precision, run.seed, stop=run.stop)
     seen = data.split(run.stage)
     if run.budget is not None:
         seen = seen.budget(run.budget, run.seed)
     network = build(run, data, run.decoder or "unet", run.classes or 2)
     if run.parent is not None:
-        networks.load_encoder(network, encoder_weights(store / run.parent.key, data))
+        _carry(run, network, store / run.parent.key, data)
+    elif run.frozen:
+        training.settle(network.encoder, data.split("pretrain"))
     if run.frozen:
         networks.freeze_encoder(network)
     trained = network if run.target else _Encoder(network.encoder)
     learner = trained if run.target else trained.encoder
     arm = run.arm if run.stage == "pretrain" else "exact"
-    objective = arms.objective_of(arm, learner, seed=run.seed, n_patches=len(seen), batch_size=run.batch_size)
+    n_places = len(seen) if seen.places is None else len(np.unique(seen.places))
+    objective = arms.objective_of(arm, learner, seed=run.seed, n_places=n_places, batch_size=run.batch_size)
     told = run.target == "noisy" and data.comparable
-    judged = run.looks and (told or run.target == "exact")
     curve = training.fit(
         objective,
         seen,
         run.target or "noisy",
         plan,
         truth=seen.exact_as_noisy() if told else None,
-        judge=partial(_validation_score, run, trained, data) if judged else None,
+        judge=_judge(run, trained, data),
         looks=run.looks,
-        checkpoint=store / f".{run.key}.checkpoint",
+        checkpoint=_checkpoint(run, store),
         tag=run.key,
     )
     return trained, curve
 
 
+def _carry(run: Run, network: nn.Module, parent: Path, data: PatchSet) -> None:
+    """Copy to a network what is carried over from stored weights."""
+    if run.carried == ENCODER:
+        networks.load_encoder(network, encoder_weights(parent, data))
+    else:
+        probing.carry(network, weights.load(parent, data)[0], run.carried)
+
+
+def _judge(run: Run, trained: nn.Module, data: PatchSet) -> Callable[[], dict[str, float]] | None:
+    """Return what looks at the network while it learns, if anything does; it changes nothing of it."""
+    if not run.looks:
+        return None
+    judges: list[Callable[[], dict[str, float]]] = []
+    if run.target == "exact" or (run.target == "noisy" and data.comparable):
+        judges.append(partial(_validation_score, run, trained, data))
+    if run.monitored:
+        seen = data.split(run.stage)
+        seen = seen if run.budget is None else seen.budget(run.budget, run.seed)
+        judges.append(probing.Monitor(trained, seen, run.target, rng=np.random.default_rng(run.seed)))
+    return (lambda: {name: value for judge in judges for name, value in judge().items()}) if judges else None
+
+
 def _validation_score(run: Run, network: nn.Module, data: PatchSet) -> dict[str, float]:
     """Mean IoU on the validation scenes, for the learning curve."""
-    counts = _count(run, network, data, "validation")
-    return {"validation_miou": float(statistics.mean_iou(sum(counts.values())))}
+    tallies = _tallies(run, network, data, "validation")
+    return {"validation_miou": float(statistics.mean_iou(sum(each.confusion for each in tallies.values())))}
 
 
-def _evaluate(run: Run, trained: nn.Module, data: PatchSet) -> dict[str, dict[str, list[list[int]]]]:
+def _evaluate(run: Run, trained: nn.Module, data: PatchSet) -> dict[str, dict[str, Tally]]:
     """Count predictions against the exact masks, in the legend the network predicts, per split and scene."""
     if not run.target or (run.target == "noisy" and not data.comparable):
         return {}
-    splits = {split: _count(run, trained, data, split) for split in ("validation", "test")}
-    return {split: {scene: table.tolist() for scene, table in each.items()} for split, each in splits.items()}
+    return {split: _tallies(run, trained, data, split) for split in ("validation", "test")}
 
 
-def _count(run: Run, network: nn.Module, data: PatchSet, split: str) -> dict[str, NDArray[np.int64]]:
+def _tallies(run: Run, network: nn.Module, data: PatchSet, split: str) -> dict[str, Tally]:
     part = data.split(split)
     exact = part.masks["exact"] if run.target == "exact" else part.exact_as_noisy()
-    return training.evaluate(network, part, exact, run.classes, precision=run.precision)
+    return evaluation.evaluate(network, part, exact, run.classes, precision=run.precision)
 
 
 class _Encoder(nn.Module):
@@ -242,7 +274,8 @@ def _task(run: Run, store: Path, parent: Result | None) -> Result:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: sums of several come out in another order, and so in other bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

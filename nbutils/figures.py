@@ -8,6 +8,7 @@ marker in every figure, so it can be followed from one to the next, also in grey
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,6 +49,7 @@ __all__ = [
     "goodness_of_fit",
     "heat_map",
     "label_of",
+    "layer_panels",
     "layer_profile",
     "learning_curves",
     "point_map",
@@ -413,4 +415,32 @@ def layer_profile(
         ax.fill_between(at, *band, color="#d9d9d9", linewidth=0, zorder=0, label="seed alone")
         ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     ax.set_xticks(range(len(order)), order)
+    return fig
+
+
+@house.styled
+def layer_panels(table: pd.DataFrame) -> Figure:
+    """Several measurements side by side, layers from top to bottom, each beside what a mere seed does to it.
+
+    `table` has columns measure, layer, value, low, high (the range over seeds or an interval), floor_low, floor_high
+    (NaN where there is no floor), in the units that `measure` names. Measures and layers keep their order.
+    """
+    house.need(table, ["measure", "layer", "value", "low", "high", "floor_low", "floor_high"], "layer_panels")
+    measures, layers = (list(dict.fromkeys(table[name])) for name in ("measure", "layer"))
+    size = (1.1 + 1.25 * len(measures), 0.9 + 0.2 * len(layers))
+    fig, axes = plt.subplots(1, len(measures), figsize=size, sharey=True, squeeze=False)
+    for ax, measure in zip(axes[0], measures, strict=True):
+        part = table[table["measure"] == measure]
+        at = [layers.index(layer) for layer in part["layer"]]
+        ax.barh(at, part["floor_high"] - part["floor_low"], 0.7, part["floor_low"], color="#d9d9d9", zorder=1)
+        ax.hlines(at, part["low"], part["high"], color=OTHERS[0][0], linewidth=1.3, zorder=2)
+        ax.plot(part["value"], at, "o", color=OTHERS[0][0], markersize=4, zorder=3)
+        ax.axvline(0, color="black", linewidth=0.5, zorder=0)
+        ax.set_title(fill(measure, 17), fontsize=7)
+        ax.tick_params(axis="y", length=0)
+        ax.grid(axis="x")
+    axes[0, 0].set_yticks(range(len(layers)), layers)
+    axes[0, 0].set_ylim(len(layers) - 0.5, -0.5)
+    marks = [Line2D([], [], color=OTHERS[0][0], marker="o", markersize=4, label="noisy against exact")]
+    house.legend_below(fig, [*marks, Line2D([], [], color="#d9d9d9", linewidth=6, label="seed alone")])
     return fig

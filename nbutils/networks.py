@@ -9,14 +9,56 @@ from collections.abc import Mapping
 import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nbutils.weights import WeightsError
+
+
+class DilatedPSPNet(smp.PSPNet):
+    """PSPNet on a whole encoder whose last stages are dilated to a stride of 8, as Zhao et al. (2017) have it.
+
+    The library's own reads the first stages only, so that the rest of what was pretrained would be left behind.
+    """
+
+    def __init__(self, encoder: str, *, in_channels: int, **settings) -> None:
+        super().__init__(encoder, in_channels=in_channels, encoder_depth=5, upsampling=8, **settings)
+        dilated = smp.encoders.get_encoder(encoder, in_channels=in_channels, weights=None, output_stride=8)
+        dilated.load_state_dict(self.encoder.state_dict())
+        self.encoder = dilated
+
+
+class Linear(nn.Module):
+    """A linear classifier of every pixel on the encoder's stages, each normalised and brought to one resolution.
+
+    Hypercolumns (Hariharan et al. 2015) with one linear layer: what the encoder has not laid out, no decoder makes up.
+    """
+
+    def __init__(self, encoder: str, *, encoder_weights: None, in_channels: int, classes: int) -> None:
+        super().__init__()
+        self.encoder = smp.encoders.get_encoder(encoder, in_channels=in_channels, weights=encoder_weights)
+        stages = self.encoder.out_channels[1:]  # the first is the image itself
+        self.decoder = nn.ModuleList(nn.BatchNorm2d(channels) for channels in stages)
+        self.segmentation_head = nn.ModuleList(
+            nn.Conv2d(channels, classes, 1, bias=not at) for at, channels in enumerate(stages)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (N, B, H, W) images to (N, K, H, W) logits."""
+        features, votes = self.encoder(images)[1:], []
+        for stage, norm, head in zip(features, self.decoder, self.segmentation_head, strict=True):
+            votes.append(F.interpolate(head(norm(stage)), features[0].shape[2:], mode="bilinear"))
+        return F.interpolate(sum(votes), images.shape[2:], mode="bilinear")
+
 
 # Decoder name -> (class, settings at slim width). "full" keeps the library's defaults, sized for ResNet18 and up.
 DECODERS = {
     "unet": (smp.Unet, {"decoder_channels": (64, 48, 32, 24, 16)}),
     "deeplabv3plus": (smp.DeepLabV3Plus, {"decoder_channels": 64}),
+    "pspnet": (DilatedPSPNet, {"psp_out_channels": 128}),
     "fpn": (smp.FPN, {"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 32}),
+    "upernet": (smp.UPerNet, {"decoder_channels": 64}),
+    "segformer": (smp.Segformer, {"decoder_segmentation_channels": 64}),
+    "linear": (Linear, {}),
 }
 WIDTHS = ("slim", "full")
 

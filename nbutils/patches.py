@@ -7,8 +7,7 @@ labelling rules can never pass unnoticed.
 
 import hashlib
 import json
-import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbutils import ROOT, cards, files, legend, simulate, sources, windows
+from nbutils.blockwise import blocks, moments
 from nbutils.disk import code_digest, publish, scratch_folder, write_json
 from nbutils.legend import Legend
 
 CACHE = ROOT / "data" / "cache" / "patches"
 SPLITS = ("pretrain", "finetune", "validation", "test")
 LARGE_PX = 1 << 26  # data sets with larger images are read in one process: each takes half a gigabyte to begin with
-BLOCK_BYTES = 1 << 26  # of patches in memory at once
 
 
 @dataclass(frozen=True)
@@ -189,9 +188,10 @@ def cut(dataset: sources.Dataset, *, size_px: int, max_patches: int, seed: int =
         "size_px": size_px,
         "max_patches": max_patches,
         "seed": seed,
-        "code": code_digest(windows, *windows.MAKERS, _draw, _by_date, _spread),
+        "code": code_digest(windows, *windows.MAKERS, _draw, _by_date, _spread, content_hash),
     }
-    pointer = CACHE / f"{dataset.card.name}-{_digest(recipe)[:16]}.json"
+    digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()  # the order of classes in a card may matter
+    pointer = CACHE / f"{dataset.card.name}-{digest[:16]}.json"
     if pointer.exists() and (CACHE / (known := json.loads(pointer.read_text())["fingerprint"])).is_dir():
         return load(known)
     with scratch_folder(CACHE) as scratch:
@@ -212,18 +212,37 @@ def with_noisy(patches: PatchSet, noisy: NDArray[np.uint8], noisy_legend: Legend
     if noisy.shape != patches.masks["noisy"].shape or noisy.dtype != np.uint8:
         raise ValueError(f"noisy must be uint8 {patches.masks['noisy'].shape}, got {noisy.dtype} {noisy.shape}")
     crosswalk = patches.crosswalk if noisy_legend == patches.noisy_legend else None
-    changed = replace(patches, masks={**patches.masks, "noisy": noisy}, noisy_legend=noisy_legend, crosswalk=crosswalk)
-    changed = replace(changed, fingerprint=content_hash(changed))
-    store(changed)
-    return changed
+    masks = {**patches.masks, "noisy": noisy}
+    return _stored(replace(patches, masks=masks, noisy_legend=noisy_legend, crosswalk=crosswalk))
+
+
+def in_legend(patches: PatchSet, wanted: Legend, mapping: Mapping[str, str | None] | None = None) -> PatchSet:
+    """Return the same patches with exact masks of other classes, stored under its own fingerprint.
+
+    Args:
+        patches: The whole set.
+        wanted: Legend of the exact masks wanted.
+        mapping: Its class for every class of the exact legend (None = void); that of the study when left out.
+
+    Raises:
+        ValueError: The mapping is not known, or not complete.
+    """
+    lookup = legend.crosswalk(patches.exact_legend, wanted, mapping)
+    masks = {**patches.masks, "exact": legend.translate(np.asarray(patches.masks["exact"]), lookup)}
+    return _stored(replace(patches, masks=masks, exact_legend=wanted, crosswalk=None))
+
+
+def _stored(patches: PatchSet) -> PatchSet:
+    """Name patches anew by what they hold, and store them."""
+    named = replace(patches, fingerprint=content_hash(patches))
+    store(named)
+    return named
 
 
 def store(patches: PatchSet) -> Path:
     """Write a patch set under its fingerprint, whole or not at all."""
-    folder = CACHE / patches.fingerprint
-    if folder.exists():
-        _check_described_alike(patches)
-        return folder
+    if (CACHE / patches.fingerprint).exists():
+        return CACHE / patches.fingerprint
     with scratch_folder(CACHE) as scratch:
         np.save(scratch / "images.npy", patches.images)
         for name, mask in patches.masks.items():
@@ -246,24 +265,12 @@ def _publish(patches: PatchSet, scratch: Path) -> Path:
         "noisy_legend": _named(patches.noisy_legend),
         "exact_legend": _named(patches.exact_legend),
         "licence": patches.licence,
+        "crosswalk": patches.crosswalk,
+        "places": None if patches.places is None else patches.places.tolist(),
     }
-    own = {} if patches.crosswalk is None else {"crosswalk": patches.crosswalk}
-    if patches.places is not None:
-        own["places"] = patches.places.tolist()
-    write_json(scratch / "patches.json", description | own)
+    write_json(scratch / "patches.json", description)
     publish(scratch, CACHE / patches.fingerprint)
-    _check_described_alike(patches)
     return CACHE / patches.fingerprint
-
-
-def _check_described_alike(patches: PatchSet) -> None:
-    """Raise a ValueError where stored patches of the same pixels were described otherwise: runs would be mixed up."""
-    stored = load(patches.fingerprint)
-    for name in ("bands", "scale", "gsd_m"):
-        now, then = getattr(patches, name), getattr(stored, name)
-        if now != then:
-            where = f"{patches.name}: the card says {name} {now}, patches of the same pixels are stored with {then}"
-            raise ValueError(f"{where}; delete {CACHE / patches.fingerprint} and the runs made from it")
 
 
 def _named(own: Legend) -> str | dict:
@@ -299,8 +306,8 @@ def load(fingerprint: str) -> PatchSet:
         noisy_legend=cards.to_legend(fields["noisy_legend"]),
         exact_legend=cards.to_legend(fields["exact_legend"]),
         licence=fields["licence"],
-        crosswalk=fields.get("crosswalk"),
-        places=np.array(fields["places"], dtype=np.int64) if "places" in fields else None,
+        crosswalk=fields["crosswalk"],
+        places=None if fields["places"] is None else np.array(fields["places"], dtype=np.int64),
     )
 
 
@@ -367,7 +374,7 @@ def _cut(dataset: sources.Dataset, size_px: int, max_patches: int, seed: int, wo
         first = np.cumsum([0, *(int(own.sum()) for own in mine)])[:-1].tolist()
         list(each(partial(windows.fill, dataset, size_px, folder), tiles, whole, numbers, mine, first))
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shape}
-    mean, std = _moments(arrays["images"], member["pretrain"], card.images.scale)
+    mean, std = moments(arrays["images"], member["pretrain"], card.images.scale)
     patches = PatchSet(
         name=card.name,
         fingerprint="",
@@ -389,33 +396,6 @@ def _cut(dataset: sources.Dataset, size_px: int, max_patches: int, seed: int, wo
     return replace(patches, fingerprint=content_hash(patches))
 
 
-def _moments(images: NDArray, inside: NDArray[np.bool_], scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per band, after `scale`, over the patches `inside`."""
-    n, bands, height, width = images.shape
-
-    def mean_of(value: Callable[[NDArray], NDArray]) -> NDArray[np.float64]:
-        sums = np.zeros(bands)
-        for start, block in _blocks(images):
-            for patch in block[inside[start : start + len(block)]]:  # one by one: the order of a sum over all at once
-                sums += value(patch.astype(np.float64).reshape(bands, -1) / scale).sum(axis=1)
-        return sums / (int(inside.sum()) * height * width)
-
-    mean = mean_of(lambda values: values)
-    std = np.sqrt(mean_of(lambda values: (values - mean[:, None]) ** 2)).clip(min=1e-6)
-    return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _blocks(array: NDArray) -> Iterator[tuple[int, NDArray]]:
-    """Yield parts of an array and where they start; of one on disk each is mapped alone, to leave memory again."""
-    step = max(BLOCK_BYTES // max(array[:1].nbytes, 1), 1)
-    for start in range(0, len(array), step):
-        part = array[start : start + step]
-        if isinstance(array.base, mmap.mmap) and array.flags.c_contiguous:
-            offset = array.offset + start * array[:1].nbytes
-            part = np.memmap(array.filename, array.dtype, "r", offset, part.shape)
-        yield start, part
-
-
 def _spread(scenes: NDArray[np.str_], rng: np.random.Generator) -> NDArray[np.intp]:
     """Order patches so that every prefix is spread evenly over the scenes: one of each scene in turn."""
     shuffled = rng.permutation(len(scenes))
@@ -427,22 +407,24 @@ def _spread(scenes: NDArray[np.str_], rng: np.random.Generator) -> NDArray[np.in
 
 
 def content_hash(patches: PatchSet) -> str:
-    """Return the SHA-256 of everything a run may learn from: images, masks, scenes, legends, splits and places."""
+    """Return the SHA-256 of everything a run may learn from or be judged by: pixels, masks and what they mean."""
     digest = hashlib.sha256()
     for array in (patches.images, patches.masks["noisy"], patches.masks["exact"]):
         digest.update(f"{array.dtype}{array.shape}".encode())
-        for _, block in _blocks(array):
+        for _, block in blocks(array):
             digest.update(np.ascontiguousarray(block).data)
-    named = [patches.scenes.tolist(), _named(patches.noisy_legend), _named(patches.exact_legend)]
-    digest.update(
-        json.dumps(named if patches.crosswalk is None else [*named, sorted(patches.crosswalk.items())]).encode()
-    )
+    between = (patches.exact_legend.name, patches.noisy_legend.name)
+    meaning = {
+        "scenes": patches.scenes.tolist(),
+        "legends": [_named(patches.noisy_legend), _named(patches.exact_legend)],
+        "crosswalk": sorted((patches.crosswalk or legend.CROSSWALKS.get(between, {})).items()),
+        "bands": patches.bands,
+        "scale": patches.scale,
+        "gsd_m": patches.gsd_m,
+    }
+    digest.update(json.dumps(meaning).encode())
     for split in SPLITS:
         digest.update(np.packbits(patches.member[split]).tobytes())
     if patches.places is not None:
         digest.update(patches.places.astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def _digest(recipe: dict) -> str:
-    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()  # the order of classes in a card may matter

@@ -12,11 +12,13 @@ that is there and never predicted scores 0.
 evaluated on the same test scenes, so seeds and scenes are *crossed*: one draw takes seeds with replacement
 and, once for all seeds, scenes with replacement. (Drawing scenes anew within every seed would treat S seeds
 on C scenes as S x C scenes: an interval "of 95 %" from 10 seeds on 10 scenes then covered 67 to 89 %.)
+With few seeds they are too narrow all the same; `claims.paired_interval` is not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -56,6 +58,21 @@ def confusion_counts(prediction: ArrayLike, target: ArrayLike, n_classes: int) -
             allowed = f"class ids are 0..{n_classes - 1}, and only the target may be void ({VOID})"
             raise ValueError(f"{what} holds {illegal[:5].tolist()}: {allowed}")
     return np.bincount(rows * n_classes + columns, minlength=n_classes**2).reshape(n_classes, n_classes)
+
+
+def boundary_iou(counts: ArrayLike) -> NDArray[np.float64]:
+    """Mean boundary IoU (Cheng et al., CVPR 2021) of counts (..., K, 2), as `boundary_counts` gives them: (...).
+
+    Classes with no boundary in either map are left out; one with a predicted boundary only scores 0.
+    """
+    array = _counters(counts, 2)
+    return _mean_where(_ratio(array[..., 0], array[..., 1]), array[..., 1] > 0)
+
+
+def calibration_error(bins: ArrayLike) -> NDArray[np.float64]:
+    """Expected calibration error (Guo et al., ICML 2017), counters (..., B, 3) give (...); NaN without pixels."""
+    array = _counters(bins, 3)
+    return _ratio(np.abs(array[..., 2] - array[..., 1]).sum(-1), array[..., 0].sum(-1))
 
 
 def iou_per_class(counts: ArrayLike) -> NDArray[np.float64]:
@@ -136,6 +153,7 @@ def paired_bootstrap(
     A percentile interval of few seeds and scenes is too narrow. Coverage measured by simulation at the
     nominal 95 %: 77 to 89 % with 3 seeds on 5 scenes, 86 to 94 % with 5 on 5, 90 to 94 % with 10 on 10, least
     where seeds differ more than scenes; 27 to 81 % with one seed or scene, whose variation cannot be seen.
+    `claims.paired_interval` holds 94 to 96 % there, 1.5 to 2 times as wide at 3 on 5.
 
     Args:
         a: Counts of the arm that is claimed to be better, shape (S seeds, C scenes, K, K).
@@ -153,12 +171,63 @@ def paired_bootstrap(
     first, second = _stack(a, "a", level), _stack(b, "b", level)
     if first.shape != second.shape:
         raise ValueError(f"a {first.shape} and b {second.shape} are not the same seeds x scenes x K x K")
-    if (unlike := (first.sum(-1) != second.sum(-1)).any(axis=(0, 2))).any():
-        raise ValueError(f"not paired: the exact pixels of scene(s) {np.flatnonzero(unlike)[:5].tolist()} differ")
+    check_paired(first, second)
     score, draws = _bootstrap(np.stack([first, second]), metric, n_boot, rng)
     low, high = _percentiles(draws[0] - draws[1], level, first.shape)
     effect = float(score[0] - score[1])
     return Difference(effect, low, high, first.shape[0], first.shape[1], verdict(low, high, margin))
+
+
+def coverage(
+    simulate: Callable[[np.random.Generator], tuple[Any, float]],
+    interval: Callable[[Any, np.random.Generator], tuple[float, float]],
+    n_repeats: int,
+    rng: np.random.Generator,
+) -> float:
+    """Share of simulated samples whose interval holds the truth; ends that are NaN hold nothing.
+
+    Args:
+        simulate: Draws a sample and says the truth behind it.
+        interval: Lower and upper end for a sample.
+        n_repeats: Number of samples, >= 1; the share has a standard error of sqrt(share (1 - share) / n_repeats).
+        rng: Source of randomness.
+    """
+    held = 0
+    for _ in range(n_repeats):
+        sample, truth = simulate(rng)
+        low, high = interval(sample, rng)
+        held += bool(low <= truth <= high)
+    return held / n_repeats
+
+
+def contrast(
+    terms: Sequence[tuple[float, ArrayLike]],
+    *,
+    rng: np.random.Generator,
+    metric: Metric = mean_iou,
+    n_boot: int = 2000,
+    level: float = 0.95,
+) -> Difference:
+    """Weighted sum of the scores of several arms that share seeds and scenes, such as a difference of differences.
+
+    Args:
+        terms: Weight and counts (S seeds, C scenes, K, K) of each arm; the same seeds and scenes in the same order.
+        rng: Source of randomness.
+        metric: Function of counts (..., K, K) to scores (...).
+        n_boot: Number of draws.
+        level: Nominal coverage of the interval, in (0, 1); see `paired_bootstrap` for what it is with few seeds.
+
+    Returns:
+        The sum in units of the metric. ValueError if shapes differ.
+    """
+    stacks = [_stack(counts, f"term {at}", level) for at, (_, counts) in enumerate(terms)]
+    if len({stack.shape for stack in stacks}) != 1:
+        shapes = ", ".join(str(stack.shape) for stack in stacks)
+        raise ValueError(f"not the same seeds x scenes x K x K: {shapes or 'no term'}")
+    weights = np.array([weight for weight, _ in terms], dtype=np.float64)
+    score, draws = _bootstrap(np.stack(stacks), metric, n_boot, rng)
+    (n_seeds, n_scenes), (low, high) = stacks[0].shape[:2], _percentiles(weights @ draws, level, stacks[0].shape)
+    return Difference(float(weights @ score), low, high, n_seeds, n_scenes, verdict(low, high))
 
 
 def mean_interval(
@@ -206,6 +275,27 @@ def share_of_gain(
     return Interval(float((score[0] - score[1]) / (score[2] - score[1])), *_percentiles(share, level, stacks[0].shape))
 
 
+def score_draws(
+    stacks: ArrayLike, *, rng: np.random.Generator, metric: Metric = mean_iou, n_boot: int = 2000
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores (A,) and bootstrap draws (A, n_boot) of A arms, counts (A, S, C, K, K), under common seeds and scenes."""
+    return _bootstrap(np.asarray(stacks, np.float64), metric, n_boot, rng)
+
+
+def check_paired(first: NDArray[np.float64], second: NDArray[np.float64]) -> None:
+    """Refuse counts of two arms, (S, C, ..., K, K), that do not share the exact pixels of every scene."""
+    unlike = np.moveaxis(first.sum(-1) != second.sum(-1), 1, 0).reshape(first.shape[1], -1).any(-1)
+    if unlike.any():
+        raise ValueError(f"not paired: the exact pixels of scene(s) {np.flatnonzero(unlike)[:5].tolist()} differ")
+
+
+def _counters(counts: ArrayLike, width: int) -> NDArray[np.float64]:
+    array = np.asarray(counts, dtype=np.float64)
+    if array.ndim < 2 or array.shape[-1] != width:
+        raise ValueError(f"counters are (..., classes or bins, {width}), got shape {array.shape}")
+    return array
+
+
 def _margins(
     counts: ArrayLike,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -240,10 +330,10 @@ def _bootstrap(
     stacks: NDArray[np.float64], metric: Metric, n_boot: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Scores (A,) and draws (A, n_boot) of A arms (A, S, C, K, K) under common draws of seeds and scenes."""
-    n_arms, n_seeds, n_scenes, n_classes, _ = stacks.shape
+    n_arms, n_seeds, n_scenes = stacks.shape[:3]
     of_seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=n_boot)  # how often each is drawn
     of_scenes = rng.multinomial(n_scenes, np.full(n_scenes, 1 / n_scenes), size=n_boot)
-    step = max(1, BLOCK // (n_arms * n_seeds * n_classes**2))
+    step = max(1, BLOCK // (n_arms * n_seeds * math.prod(stacks.shape[3:])))
     draws = np.empty((n_arms, n_boot))
     for start in range(0, n_boot, step):
         block = slice(start, start + step)

@@ -20,6 +20,7 @@ from nbutils import ROOT, disk, statistics, weights
 
 RUNS = ROOT / "data" / "runs"
 MEASURED = ROOT / "data" / "cache" / "measured"
+ENCODER = "encoder"  # what is carried over unless told otherwise
 
 
 class StoreError(RuntimeError):
@@ -50,6 +51,10 @@ class Run:
         code: Digest of the code that computes results.
         parent: The pretraining whose encoder is carried over; None for a random encoder.
         looks: How often the network is judged on the validation scenes while it learns, for the learning curve.
+        carried: What of the parent is carried over, by the name of the last layer that is: ``encoder``, or a layer
+            before or behind its end; what comes after starts at random.
+        stop: Step after which training ends early, on the schedule of all `steps`; None trains to the end.
+        monitored: Whether each look also measures, layer by layer, how easily the network would memorise.
     """
 
     stage: str
@@ -71,6 +76,9 @@ class Run:
     code: str
     parent: "Run | None" = None
     looks: int = 0
+    carried: str = ENCODER
+    stop: int | None = None
+    monitored: bool = False
 
     @property
     def key(self) -> str:
@@ -81,7 +89,7 @@ class Run:
     @property
     def image_passes(self) -> int:
         """Number of patches drawn in training; arms compared with one another have the same."""
-        return self.steps * self.batch_size
+        return (self.stop or self.steps) * self.batch_size
 
     def __str__(self) -> str:
         words = [self.stage, self.data, self.arm, self.decoder]
@@ -97,7 +105,7 @@ class Result:
     Attributes:
         run: The run.
         counts: Per split and scene a (K, K) table of pixel counts, rows exact, columns predicted; empty where no
-            masks are predicted or none can judge them.
+            masks are predicted or none can judge them. `boundary` and `calibration` alike, see `evaluation.Tally`.
         curve: Loss over training, and what was seen besides, as `training.fit` gives it.
         seconds: Wall time of training and evaluation.
         parameters: Number of weights.
@@ -107,15 +115,23 @@ class Result:
 
     run: Run
     counts: dict[str, dict[str, list[list[int]]]]
+    boundary: dict[str, dict[str, list[list[int]]]]
+    calibration: dict[str, dict[str, list[list[float]]]]
     curve: list[dict[str, float]]
     seconds: float
     parameters: int
     provenance: dict[str, str]
     folder: Path
 
-    def scene_counts(self, split: str = "test") -> np.ndarray:
-        """Return the counts of a split's scenes, in the order of their names, (C, K, K) int64."""
-        return np.array([self.counts[split][scene] for scene in sorted(self.counts[split])], dtype=np.int64)
+    def scene_counts(self, split: str = "test", of: str = "counts") -> np.ndarray:
+        """Return a table for each of a split's scenes, in the order of their names.
+
+        Args:
+            split: ``validation`` or ``test``.
+            of: ``counts`` (C, K, K) int64, ``boundary`` (C, K, 2) int64 or ``calibration`` (C, 15, 3) float64.
+        """
+        tables = getattr(self, of)[split]
+        return np.array([tables[scene] for scene in sorted(tables)])
 
     def mean_iou(self, split: str = "test") -> float:
         """Return the mean IoU of a split, pixels pooled over its scenes; NaN where nothing is predicted."""
@@ -152,6 +168,16 @@ def write(store: Path, key: str, record: dict, state: Mapping[str, Tensor], card
         disk.publish(scratch, store / key)
 
 
+def is_cached(key: Mapping[str, Any], *, folder: Path | None = None) -> bool:
+    """Whether `cached` would read the answer back; arguments as there."""
+    return _place(key, folder).exists()
+
+
+def _place(key: Mapping[str, Any], folder: Path | None) -> Path:
+    canonical = json.dumps(key, sort_keys=True, separators=(",", ":"))
+    return (folder or MEASURED) / f"{hashlib.sha256(canonical.encode()).hexdigest()[:20]}.json"
+
+
 def cached(key: Mapping[str, Any], build: Callable[[], Any], *, folder: Path | None = None) -> Any:
     """Return what `build` computes, read back from disk where that was done before.
 
@@ -166,11 +192,9 @@ def cached(key: Mapping[str, Any], build: Callable[[], Any], *, folder: Path | N
     Raises:
         StoreError: A stored answer cannot be read.
     """
-    folder = folder or MEASURED
-    name = hashlib.sha256(json.dumps(key, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:20]
-    path = folder / f"{name}.json"
+    path = _place(key, folder)
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         disk.write_json(path, {"key": dict(key), "answer": build()})
     try:
         stored = json.loads(path.read_text())

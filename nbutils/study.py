@@ -17,10 +17,12 @@ from nbutils import (
     batches,
     checkpoint,
     elsewhere,
+    evaluation,
     execution,
     networks,
     patches,
     probing,
+    statistics,
     training,
     watching,
     weights,
@@ -30,7 +32,7 @@ from nbutils.disk import code_digest
 from nbutils.execution import build, encoder_weights, execute, prepared, run_many, watched
 from nbutils.legend import VOID
 from nbutils.patches import PatchSet
-from nbutils.store import RUNS, Result, Run, cached, read
+from nbutils.store import ENCODER, RUNS, Result, Run, cached, read
 
 __all__ = [
     "ARMS",
@@ -79,6 +81,8 @@ def pretraining(
     learning_rate: float | None = None,
     budget: int | None = None,
     looks: int = 0,
+    stop: int | None = None,
+    monitored: bool = False,
 ) -> Run:
     """Describe the pretraining of one arm.
 
@@ -94,10 +98,14 @@ def pretraining(
         learning_rate: Peak rate; the arm's own when left out.
         budget: Number of patches it sees; all when left out.
         looks: How often the network is judged on the validation scenes while it learns; changes nothing else.
+        stop: Step after which training ends early, on the schedule of all `steps`; None trains to the end.
+        monitored: Whether each look also measures how easily every layer would memorise, see `probing.Monitor`.
 
     Raises:
-        ValueError: The arm is unknown.
+        ValueError: The arm is unknown, or one without masks is monitored.
     """
+    if monitored and not (arms.target_of(arm) and looks):
+        raise ValueError(f"{arm} cannot be monitored: it needs an arm that learns from masks, and looks")
     target = arms.target_of(arm)
     return Run(
         stage="pretrain",
@@ -118,6 +126,8 @@ def pretraining(
         precision=_precision(precision),
         code=_code(arm),
         looks=looks,
+        stop=stop,
+        monitored=monitored,
     )
 
 
@@ -135,8 +145,31 @@ def finetuning(
     seed: int,
     precision: str,
     learning_rate: float | None = None,
+    carried: str = ENCODER,
 ) -> Run:
-    """Describe fine-tuning on `budget` exactly labelled patches, with a new decoder on the parent's encoder."""
+    """Describe fine-tuning on `budget` exactly labelled patches, with a new decoder on the parent's encoder.
+
+    Args:
+        data: The patches.
+        parent: The pretraining; None for a random encoder.
+        encoder: Encoder name.
+        width: Decoder width, ``slim`` or ``full``.
+        decoder: One of `networks.DECODERS`.
+        budget: Number of exactly labelled patches.
+        frozen: Whether the encoder's weights and BatchNorm statistics stay fixed.
+        steps: Optimiser steps.
+        batch_size: Patches per step.
+        seed: Of everything random.
+        precision: ``fp32``, ``bf16`` or ``auto``, the faster one.
+        learning_rate: Peak rate; that of the study when left out.
+        carried: The last layer that is carried over, by its name in `probing.layer_names`; what follows starts at
+            random. Layers of the decoder only fit where the parent has the same decoder.
+
+    Raises:
+        ValueError: Something is to be carried from no parent, or part of a frozen encoder.
+    """
+    if carried != ENCODER and (parent is None or (frozen and carried.startswith(("stem", "stage")))):
+        raise ValueError(f"carrying layers up to {carried!r} needs a parent, and a frozen encoder is carried whole")
     return Run(
         stage="finetune",
         data=data.name,
@@ -154,8 +187,9 @@ def finetuning(
         learning_rate=learning_rate or LEARNING_RATES["finetune"],
         seed=seed,
         precision=_precision(precision),
-        code=_code("exact"),
+        code=_code("exact", carried),
         parent=parent,
+        carried=carried,
     )
 
 
@@ -209,9 +243,11 @@ def network_of(result: Result, data: PatchSet) -> nn.Module:
 
 
 def encoder_of(result: Result | None, data: PatchSet, *, encoder: str, seed: int = 0) -> nn.Module:
-    """Return the encoder a result trained; without a result the random one of that seed."""
+    """Return the encoder a result trained; without a result the random one of that seed, settled on the images."""
     network = networks.build(encoder, "unet", in_channels=len(data.bands), n_classes=2, seed=seed, width="slim")
-    if result is not None:
+    if result is None:
+        training.settle(network.encoder, data.split("pretrain"))
+    else:
         networks.load_encoder(network, encoder_weights(result.folder, data))
     return network.encoder.eval()
 
@@ -240,7 +276,7 @@ def probe_layers(
         "data": data.fingerprint,
         "n_pixels": n_pixels,
         "seed": seed,
-        "code": code_digest(*probing.PROBES, networks, batches),
+        "code": code_digest(*probing.PROBES, networks, batches, training.settle),
     }
 
     def build() -> dict[str, list]:
@@ -294,12 +330,15 @@ def stack(results: Sequence[Result], **fixed) -> np.ndarray:
 
 
 @cache
-def _code(arm: str) -> str:
+def _code(arm: str, carried: str = ENCODER) -> str:
     """Digest of what computes a result of an arm from its patches; how those were cut is in their own fingerprint."""
+    partly = () if carried == ENCODER else (probing.layers, probing.carry)
     reading = (PatchSet.take, PatchSet.split, PatchSet.budget, PatchSet.exact_as_noisy, patches._spread)
-    running = (execution.build, execution._train, execution._evaluate, execution._count)
-    loop = (training, batches, checkpoint, watching)
-    return code_digest(networks, *loop, *arms.code_of(arm), arms.objective_of, *reading, *running)[:16]
+    running = (execution.build, execution.prepared, execution._train, execution._evaluate)
+    counting = (execution._tallies, statistics.confusion_counts)
+    passing = (encoder_weights, weights.encoder_part, arms.objective_of, *partly)
+    loop = (training, batches, checkpoint, watching, evaluation)
+    return code_digest(networks, *loop, *arms.code_of(arm), *reading, *running, *counting, *passing)[:16]
 
 
 def _precision(asked: str) -> str:

@@ -1,4 +1,4 @@
-"""The training loop and the evaluation, the same for every arm, on Lightning Fabric.
+"""The training loop, the same for every arm, on Lightning Fabric.
 
 Everything here is a function of its arguments: randomness comes in as a seed, data as a `PatchSet`, precision as a
 word.
@@ -6,7 +6,6 @@ word.
 
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -19,15 +18,18 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
-from nbutils import ROOT, networks, objectives, statistics
+from nbutils import ROOT, networks, objectives
 from nbutils import checkpoint as checkpoints
 from nbutils.batches import Batches, normalise
 from nbutils.compat import keep_memory
+from nbutils.disk import write_json
+from nbutils.evaluation import PRECISIONS
+from nbutils.files import alone
 from nbutils.patches import PatchSet
 from nbutils.watching import Watch, look
 
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 _MIN_GAIN = (
     1.2  # bf16 must be faster than fp32 by this factor: a narrow win would flip from one measurement to the next
 )
@@ -51,6 +53,7 @@ class Plan:
         precision: ``fp32`` or ``bf16`` (autocast).
         seed: Of batch order, augmentation, dropout and the queue.
         weight_decay: Of AdamW.
+        stop: Step after which training ends early, on the schedule of all `steps`; None trains to the end.
     """
 
     steps: int
@@ -59,12 +62,20 @@ class Plan:
     precision: str
     seed: int
     weight_decay: float = 1e-4
+    stop: int | None = None
+
+    @property
+    def last(self) -> int:
+        """The step that training ends with."""
+        return self.steps if self.stop is None else self.stop
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
         if self.steps < 1 or self.batch_size < 2:
             raise ValueError(f"need steps >= 1 and batch_size >= 2 (BatchNorm), got {self.steps} and {self.batch_size}")
+        if not 1 <= self.last <= self.steps:
+            raise ValueError(f"training stops at one of its {self.steps} steps, got stop={self.stop}")
 
 
 def fit(
@@ -93,7 +104,8 @@ def fit(
         truth: (N, h, w) uint8 masks in the target's legend, 255 = void, to compare with; they enter no loss.
         judge: Called with the objective in evaluation mode; returns numbers for the curve.
         looks: How often it is called, evenly over the curve, the last time after the last step.
-        checkpoint: File of the checkpoint, of this training alone; gone once the training is over, well or not.
+        checkpoint: File of the checkpoint, of this training alone. It stays after the last step, for the caller to
+            remove once what came out is safe; after a `TrainingError` it is gone.
         tag: What determines the result besides the arguments above, such as the key of the run: with another tag, and
             where the file is damaged, training starts anew.
         save_every_s: Least seconds between two checkpoints.
@@ -113,7 +125,7 @@ def fit(
     if truth is not None and (truth.shape != given.shape or truth.dtype != np.uint8):
         raise ValueError(f"truth must be uint8 {given.shape} like the {target} masks, got {truth.dtype} {truth.shape}")
     loop = _Loop(objective, patches, target, plan, truth)
-    ends = curve_steps(plan.steps)
+    ends = [step for step in curve_steps(plan.steps) if step < plan.last] + [plan.last]
     looked = set() if judge is None else _spaced(ends, looks)
     owner = json.dumps(
         [tag, loop.about(), patches.fingerprint, len(patches), target, truth is not None, sorted(looked)]
@@ -124,7 +136,7 @@ def fit(
             loop.load_state_dict(saved)
         try:
             clock = time.monotonic()
-            while loop.step < plan.steps:
+            while loop.step < plan.last:
                 loop.learn()
                 if loop.step in ends:
                     loop.curve.append(loop.point())
@@ -138,8 +150,6 @@ def fit(
                 checkpoints.remove(checkpoint)
             raise
     objective.to("cpu")
-    if checkpoint is not None:
-        checkpoints.remove(checkpoint)
     return loop.curve
 
 
@@ -244,6 +254,20 @@ def _unlisted(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in module.named_buffers() if name not in listed}
 
 
+@torch.no_grad()
+def settle(module: nn.Module, patches: PatchSet, *, n_patches: int = 256, batch_size: int = 32) -> None:
+    """Set the BatchNorm statistics of a module to those of images, from the first `n_patches`; no label is read.
+
+    An untrained encoder's own statistics are zeros and ones, which no image has: frozen like that it would be judged by
+    features that hardly vary. The module is left in the mode it was in.
+    """
+    mode = module.training
+    starts = range(0, min(n_patches, len(patches)), batch_size)
+    raw = (torch.as_tensor(np.ascontiguousarray(patches.images[i : i + batch_size])) for i in starts)
+    update_bn((normalise(images, patches) for images in raw), module)
+    module.train(mode)
+
+
 def curve_steps(steps: int) -> list[int]:
     """Return the steps at which the curve has its points: at most 50, evenly, the last step among them."""
     every = -(-steps // 50)
@@ -253,50 +277,6 @@ def curve_steps(steps: int) -> list[int]:
 def _spaced(ends: list[int], n: int) -> set[int]:
     """Pick those of the curve's steps that lie nearest to `n` even ones, the last among them."""
     return {min(ends, key=lambda end: abs(end - share * ends[-1])) for share in np.arange(1, n + 1) / n}
-
-
-@torch.no_grad()
-def predict(
-    network: nn.Module, patches: PatchSet, *, precision: str = "fp32", batch_size: int = 64
-) -> NDArray[np.uint8]:
-    """Return the most probable class of every pixel, (N, h, w) uint8, from the network in evaluation mode."""
-    fabric = Fabric(accelerator="auto", devices=1, precision=PRECISIONS[precision])
-    network = network.to(fabric.device, memory_format=torch.channels_last).eval()
-    parts = []
-    for start in range(0, len(patches), batch_size):
-        raw = torch.as_tensor(np.ascontiguousarray(patches.images[start : start + batch_size]), device=fabric.device)
-        with fabric.autocast():
-            logits = network(normalise(raw, patches))
-        parts.append(logits.argmax(dim=1).to("cpu", torch.uint8).numpy())
-    return np.concatenate(parts)
-
-
-def evaluate(
-    network: nn.Module,
-    patches: PatchSet,
-    target: NDArray[np.uint8],
-    n_classes: int,
-    *,
-    precision: str = "fp32",
-) -> dict[str, NDArray[np.int64]]:
-    """Count predictions against a target, scene by scene.
-
-    Args:
-        network: Predicts `n_classes` classes.
-        patches: The images, with their scenes.
-        target: (N, h, w) uint8 masks to compare with, 255 = void.
-        n_classes: K.
-        precision: As in `Plan`.
-
-    Returns:
-        For each scene a (K, K) table of counts, rows the target's class, columns the predicted one.
-    """
-    prediction = predict(network, patches, precision=precision)
-    scenes = {}
-    for scene in np.unique(patches.scenes):
-        own = patches.scenes == scene
-        scenes[str(scene)] = statistics.confusion_counts(prediction[own], target[own], n_classes)
-    return scenes
 
 
 def fastest_precision() -> str:
@@ -309,19 +289,33 @@ def fastest_precision() -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     memory = ROOT / "data" / "cache" / "precision.json"
     machine = f"{processor()}, torch {torch.__version__}"
-    known = json.loads(memory.read_text()) if memory.exists() else {}
-    if machine not in known:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as the runs do
-        seconds = {precision: min(_seconds_per_step(precision) for _ in range(3)) for precision in PRECISIONS}
-        torch.set_num_threads(threads)
-        gain = seconds["fp32"] / seconds["bf16"]
-        known[machine] = {"precision": "bf16" if gain >= _MIN_GAIN else "fp32", "gain": round(gain, 2)}
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        scratch = memory.with_name(f".precision.{os.getpid()}")
-        scratch.write_text(json.dumps(known, indent=1) + "\n")
-        os.replace(scratch, memory)
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    with alone(memory.parent):  # two that measure at once would measure one another
+        known = _remembered(memory)
+        if machine not in known:
+            known[machine] = _measured()
+            write_json(memory, known)
     return known[machine]["precision"]
+
+
+def _remembered(memory: Path) -> dict[str, dict]:
+    """What was measured before; nothing where the file is missing or damaged, since measuring again costs seconds."""
+    try:
+        known = json.loads(memory.read_text())
+        return {name: each for name, each in known.items() if each["precision"] in PRECISIONS}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return {}
+
+
+def _measured() -> dict[str, str | float]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the runs do
+    try:
+        seconds = {precision: min(_seconds_per_step(precision) for _ in range(3)) for precision in PRECISIONS}
+    finally:
+        torch.set_num_threads(threads)
+    gain = seconds["fp32"] / seconds["bf16"]
+    return {"precision": "bf16" if gain >= _MIN_GAIN else "fp32", "gain": round(gain, 2)}
 
 
 def _seconds_per_step(precision: str, steps: int = 4) -> float:

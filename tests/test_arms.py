@@ -26,9 +26,9 @@ def test_every_arm_has_masks_to_learn_from_a_rate_and_an_objective():
         assert arms.target_of(arm) == (("exact" if arm == "exact" else "noisy") if supervised else "")
         assert arms.rate_of(arm) == arms.LEARNING_RATES[arm.split("+")[0]]
         learner = network if supervised else network.encoder
-        objective = arms.objective_of(arm, learner, seed=0, n_patches=60, batch_size=8)
+        objective = arms.objective_of(arm, learner, seed=0, n_places=60, batch_size=8)
         assert isinstance(objective, Objective) and objective.paired == (not supervised)
-    assert isinstance(arms.objective_of("noisy", network, seed=0, n_patches=60, batch_size=8), objectives.Supervised)
+    assert isinstance(arms.objective_of("noisy", network, seed=0, n_places=60, batch_size=8), objectives.Supervised)
 
 
 @pytest.mark.parametrize("arm", ["random", "noisy+", "noisy+exact", "mocov3"])

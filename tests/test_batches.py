@@ -98,12 +98,21 @@ def test_partners_are_the_other_dates_of_the_place_each_equally_often_and_turned
         assert torch.equal(here[:, 1], there[:, 1])  # the same ground, turned alike
         assert here.is_contiguous(memory_format=torch.channels_last)
         drawn.update(zip(here[:, 0, 0, 0].int().tolist(), there[:, 0, 0, 0].int().tolist(), strict=True))
-    for patch, place in enumerate(places):
-        others = [i for i, own in enumerate(places) if own == place and i != patch] or [patch]
-        counts = [drawn[patch, other] for other in others]
-        assert sum(counts) == 600  # nobody else was ever drawn
-        spread = (600 / len(others) * (1 - 1 / len(others))) ** 0.5
-        assert all(abs(count - 600 / len(others)) <= 4 * spread for count in counts)
+    assert sum(drawn.values()) == 6000
+    for place in set(places):
+        dates = [i for i, own in enumerate(places) if own == place]
+        pairs = [(i, j) for i in dates for j in dates if i != j] or [(dates[0], dates[0])]
+        counts = [drawn[pair] for pair in pairs]
+        assert sum(counts) == 1500  # every place equally often, and no other pair was ever drawn
+        spread = (1500 / len(pairs) * (1 - 1 / len(pairs))) ** 0.5
+        assert all(abs(count - 1500 / len(pairs)) <= 4 * spread for count in counts)
+
+
+def test_an_epoch_of_pairs_shows_every_place_once():
+    places = [5, 7, 5, 5, 9, 7, 5, 2, 2, 2]
+    data = _numbered(places)
+    for batch in islice(Batches(data, "noisy", batch_size=4, seed=0, paired=True), 20):
+        assert sorted(places[i] for i in batch.images[0][:, 0, 0, 0].int()) == [2, 5, 7, 9]
 
 
 @settings(deadline=None, max_examples=20)

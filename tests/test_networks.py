@@ -63,7 +63,25 @@ def test_weights_of_another_encoder_or_band_count_are_refused():
 
 
 def test_unknown_names_list_the_known():
-    with pytest.raises(ValueError, match="unet, deeplabv3plus, fpn"):
+    with pytest.raises(ValueError, match="unet, deeplabv3plus, pspnet, fpn, upernet, segformer, linear"):
         _network("unnet")
     with pytest.raises(ValueError, match="slim, full"):
         networks.build("tu-test_resnet", "unet", in_channels=2, n_classes=2, seed=0, width="thin")
+
+
+def test_a_linear_decoder_is_linear_in_every_pixel_of_its_features():
+    network = _network("linear").eval()
+    maps = [torch.rand(1, c, max(8 // 2**i, 1), max(8 // 2**i, 1)) for i, c in enumerate((32, 32, 48, 192, 96))]
+    assert [f.shape[1] for f in network.encoder(torch.rand(1, 2, 64, 64))[1:]] == [m.shape[1] for m in maps]
+
+    def logits(features):
+        network.encoder.forward = lambda images: [images, *features]
+        return network(torch.zeros(1, 2, 16, 16))
+
+    none, first, second, both = (logits([m * a for m in maps]) for a in (0, 1, 2, 3))
+    assert torch.allclose(both - none, (first - none) + (second - none), atol=1e-4)
+
+
+def test_pspnet_sees_the_whole_encoder_at_a_stride_of_8():
+    network = _network("pspnet")
+    assert [f.shape[-1] for f in network.encoder(torch.rand(1, 2, 64, 64))[1:]] == [32, 16, 8, 8, 8]

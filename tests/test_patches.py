@@ -16,7 +16,7 @@ from odc.geo.geobox import GeoBox
 from PIL import Image
 from toy import toy_patches
 
-from nbutils import batches, disk, legend, patches, sources, study, windows
+from nbutils import batches, blockwise, disk, legend, patches, sources, study, windows
 
 DATA = toy_patches()
 
@@ -75,7 +75,7 @@ def test_store_and_load_are_inverse_and_repeatable(cache):
 
 
 def test_the_fingerprint_does_not_depend_on_where_and_how_arrays_lie(cache, monkeypatch):
-    monkeypatch.setattr(patches, "BLOCK_BYTES", 3 * DATA.images[0].nbytes)
+    monkeypatch.setattr(blockwise, "BLOCK_BYTES", 3 * DATA.images[0].nbytes)
     assert patches.content_hash(DATA) == DATA.fingerprint
     turned = replace(DATA, images=np.asfortranarray(DATA.images), masks={k: m.copy("F") for k, m in DATA.masks.items()})
     patches.store(turned)
@@ -364,11 +364,33 @@ def test_places_survive_whatever_is_done_to_patches(found, cache):
 
 
 @pytest.mark.parametrize("change", [{"bands": DATA.bands[::-1]}, {"scale": 1.0}, {"gsd_m": 3.0}], ids=str)
-def test_the_same_pixels_described_otherwise_are_refused(cache, change):
-    patches.store(DATA)
-    patches.store(DATA)
-    with pytest.raises(ValueError, match=f"says {next(iter(change))} .*delete .*{DATA.fingerprint}"):
-        patches.store(replace(DATA, **change))
+def test_the_same_pixels_described_otherwise_are_other_patches(cache, change):
+    other = replace(DATA, **change)
+    other = replace(other, fingerprint=patches.content_hash(other))
+    assert other.fingerprint != DATA.fingerprint == patches.content_hash(DATA)
+    for each in (DATA, other):
+        patches.store(each)
+        (name,) = change
+        assert getattr(patches.load(each.fingerprint), name) == getattr(each, name)
+
+
+def test_the_fingerprint_sees_what_the_mapping_between_the_legends_says(cache, monkeypatch):
+    between = (DATA.exact_legend.name, DATA.noisy_legend.name)
+    changed = {**legend.CROSSWALKS[between], DATA.exact_legend.names[0]: None}
+    monkeypatch.setitem(legend.CROSSWALKS, between, changed)
+    assert patches.content_hash(DATA) != DATA.fingerprint
+
+
+def test_exact_masks_in_other_classes_are_other_patches(cache):
+    coarse = patches.in_legend(DATA, DATA.noisy_legend)
+    assert np.array_equal(coarse.masks["exact"], DATA.exact_as_noisy()) and coarse.fingerprint != DATA.fingerprint
+    assert np.array_equal(coarse.exact_as_noisy(), coarse.masks["exact"])
+    assert np.array_equal(patches.load(coarse.fingerprint).masks["exact"], coarse.masks["exact"])
+    own = {name: None for name in DATA.exact_legend.names} | {DATA.exact_legend.names[0]: "tree"}
+    single = patches.in_legend(DATA, DATA.noisy_legend, own).masks["exact"]
+    assert set(np.unique(single)) == {DATA.noisy_legend.index("tree"), legend.VOID}
+    with pytest.raises(ValueError, match="no mapping from 'nyc8' to 'osm13'"):
+        patches.in_legend(DATA, legend.get("osm13"))
 
 
 def test_one_of_each_place_counts_no_mask_twice(found):
@@ -383,7 +405,7 @@ def test_the_fingerprint_sees_places_where_there_are_some(found, dated):
     dated.write_text(dated.read_text().replace("dates: [winter, spring], ", ""))
     plain = cut_dated(dated)
     assert plain.places is None and len(plain) == 5 * 12
-    assert "places" not in (patches.CACHE / plain.fingerprint / "patches.json").read_text()
+    assert json.loads((patches.CACHE / plain.fingerprint / "patches.json").read_text())["places"] is None
 
 
 def test_dated_patches_are_read_back_until_a_date_changes(found, dated, monkeypatch):

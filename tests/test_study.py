@@ -15,7 +15,7 @@ import pytest
 import rates
 from toy import toy_patches
 
-from nbutils import ROOT, objectives, patches, store, study
+from nbutils import ROOT, evaluation, objectives, patches, store, study
 
 COMMON = dict(encoder="tu-test_resnet", width="slim", steps=3, batch_size=4, precision="fp32")
 
@@ -80,11 +80,11 @@ def test_a_stored_run_is_read_not_computed(data, runs, monkeypatch):
 
 def test_a_result_can_be_used_again(data, runs):
     result = study.execute(_pretraining(data), runs)
-    from nbutils import training
-
     part = data.split("test")
-    counts = training.evaluate(study.network_of(result, data), part, part.exact_as_noisy(), 4)
-    assert {scene: table.tolist() for scene, table in counts.items()} == result.counts["test"]
+    tallies = evaluation.evaluate(study.network_of(result, data), part, part.exact_as_noisy(), 4)
+    for at, name in enumerate(("counts", "boundary", "calibration")):
+        assert {scene: each[at].tolist() for scene, each in tallies.items()} == getattr(result, name)["test"]
+        assert np.array_equal(result.scene_counts("test", name), [each[at] for each in tallies.values()])
     card = json.loads((result.folder / "card.json").read_text())
     assert (card["bands"], card["legend"], card["run"]) == (list(data.bands), "autogeo4", result.run.key)
 

@@ -1,5 +1,6 @@
 """The loop: same bits on repeat, watched or not; what the curve says, recomputed; divergence told."""
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from toy import toy_patches
 
-from nbutils import networks, objectives, training, watching
+from nbutils import evaluation, networks, objectives, training, watching
 from nbutils.batches import Batches
 from nbutils.legend import VOID
 
@@ -114,7 +115,7 @@ def test_watching_changes_no_bit_of_what_is_learned():
 
         def judge(objective=objective, network=network, asked=asked):
             asked.append(any(module.training for module in objective.modules()))
-            training.evaluate(network, data, data.masks["noisy"], 4)
+            evaluation.evaluate(network, data, data.masks["noisy"], 4)
             return {"drawn": torch.rand(1).item()}  # a careless judge
 
         more = {"truth": data.masks["noisy"], "judge": judge, "looks": 2} if watched else {}
@@ -143,14 +144,6 @@ def test_a_truth_of_another_shape_is_refused():
         training.fit(_Fixed(), data, "noisy", PLAN, truth=DATA.masks["noisy"])
 
 
-def test_evaluation_counts_every_valid_pixel_of_every_scene_once():
-    part = DATA.split("test")
-    counts = training.evaluate(_objective().network, part, part.masks["noisy"], 4)
-    assert sorted(counts) == ["scene-8", "scene-9"]
-    for scene, table in counts.items():
-        assert table.sum() == (part.masks["noisy"][part.scenes == scene] != VOID).sum()
-
-
 def test_divergence_is_an_error_not_a_result():
     plan = training.Plan(steps=6, batch_size=4, learning_rate=1e30, precision="fp32", seed=0)
     with pytest.raises(training.TrainingError, match="lower the learning rate"):
@@ -177,3 +170,28 @@ def test_precision_is_measured_once_and_remembered(tmp_path, monkeypatch):
     assert training.fastest_precision() == "fp32"  # a gain of 1.1 is too narrow to rely on
     assert training.fastest_precision() == "fp32"
     assert sorted(set(asked)) == ["bf16", "fp32"] and len(asked) == 6
+
+
+def test_settling_gives_the_statistics_of_the_images_and_reads_no_label():
+    data = DATA.split("pretrain")
+    network = networks.build("tu-test_resnet", "unet", in_channels=4, n_classes=4, seed=0, width="slim").eval()
+    inputs, first = [], next(m for m in network.encoder.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    first.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
+    training.settle(network.encoder, data, n_patches=len(data), batch_size=len(data))
+    expected = inputs[0].mean(dim=(0, 2, 3)), inputs[0].var(dim=(0, 2, 3))
+    assert torch.allclose(first.running_mean, expected[0], atol=1e-5) and not network.encoder.training
+    assert torch.allclose(first.running_var, expected[1], rtol=1e-4)
+
+
+def test_a_training_that_stops_early_is_the_beginning_of_the_whole():
+    data, states, curves = DATA.split("pretrain"), [], []
+    plan = training.Plan(steps=6, batch_size=4, learning_rate=1e-3, precision="fp32", seed=0)
+    for each in (plan, replace(plan, stop=3)):
+        objective, seen = _objective(), []
+        keep = lambda: seen.append({k: v.clone() for k, v in objective.state_dict().items()}) or {}  # noqa: B023, E731
+        curves.append(training.fit(objective, data, "noisy", each, judge=keep, looks=6))
+        states.append(seen[2])
+    assert curves[1] == curves[0][:3] and len(curves[0]) == 6
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    with pytest.raises(ValueError, match="stop=7"):
+        replace(plan, stop=7)

@@ -10,7 +10,7 @@ from nbutils.probing.layers import features, features_at, layer_names, parameter
 from nbutils.probing.probes import LinearProbe, linear_probe, probe_errors, probe_layers
 from nbutils.probing.sensitivity import LayerScore, advice, layer_scores, seed_spread
 from nbutils.probing.similarity import MinibatchCKA, cka, cka_layers
-from nbutils.probing.surgery import reestimate, reinitialised, retrain_layer, swap, weight_distance
+from nbutils.probing.surgery import carry, reestimate, reinitialised, retrain_layer, swap, weight_distance
 from nbutils.probing.susceptibility import Monitor, gradient_snr, random_blocks
 
 PROBES = (layers, probes)  # the modules that the counts of probes come from, for digests of code
@@ -22,6 +22,7 @@ __all__ = [
     "Monitor",
     "PROBES",
     "advice",
+    "carry",
     "cka",
     "cka_layers",
     "features",

@@ -47,6 +47,28 @@ def swap(network: nn.Module, donor: nn.Module, layer: str, patches: PatchSet, *,
     return patient
 
 
+@torch.no_grad()
+def carry(network: nn.Module, state: Mapping[str, Tensor], last: str) -> None:
+    """Copy the layers of stored weights into a network, in place, from the first one to `last`; the rest stays.
+
+    Args:
+        network: Encoder or segmentation network.
+        state: State of a network of the same kind, by the names it has there.
+        last: One of `layer_names`.
+
+    Raises:
+        ValueError: The layer is unknown, or an entry is missing or of another shape; the message names it.
+    """
+    layer_of(network, last)
+    for layer in layer_names(network):
+        own = state_of(network, layer)
+        if unlike := _unlike(own, {name: state[name] for name in own if name in state}):
+            raise ValueError(f"layer {layer!r} of the stored weights does not fit: {unlike}")
+        _put(network, {name: state[name] for name in own})
+        if layer == last:
+            return
+
+
 def reinitialised(
     network: nn.Module, layer: str, seed: int, *, build: Build, patches: PatchSet | None = None, batch_size: int = 32
 ) -> nn.Module:

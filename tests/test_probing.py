@@ -10,8 +10,9 @@ from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 from toy import toy_patches
 
-from nbutils import networks, probing
+from nbutils import networks, probing, training
 from nbutils.legend import VOID
+from nbutils.objectives import Supervised
 
 NETWORK = networks.build("tu-test_resnet", "unet", in_channels=4, n_classes=2, seed=0, width="slim").eval()
 ENCODER, DATA = NETWORK.encoder, toy_patches()
@@ -255,6 +256,28 @@ def test_errors_of_real_layers_are_counted_scene_by_scene():
     counts = probing.probe_errors(NETWORK, _Painted().patches, n_pixels=300, rng=_rng())
     assert list(counts) == list(probing.layer_names(NETWORK))
     assert all(table.shape == (10, 3) and table.sum() == 600 for table in counts.values())
+
+
+def test_a_network_that_memorised_stores_errors_late_and_one_that_saw_the_truth_nowhere():
+    """Blocks in the wrong class, without a rule: who learned them says them, in the decoder and not in the stem."""
+    data, rng = toy_patches(n=20), _rng(3)
+    truth = data.masks["noisy"]
+    wrong, shift = rng.random((20, 4, 4)) < 0.3, rng.integers(1, 4, (20, 4, 4))
+    shift = np.kron(np.where(wrong, shift, 0), np.ones((8, 8), int))
+    noisy = np.where(truth == VOID, VOID, (truth + shift) % 4).astype(np.uint8)
+    plan, seen = training.Plan(steps=150, batch_size=5, learning_rate=3e-3, precision="fp32", seed=0), {}
+    mapped = replace(data, masks={**data.masks, "noisy": noisy}).split("pretrain")
+    for name, masks in (("noisy", noisy), ("truth", truth)):
+        network = networks.build("tu-test_resnet", "unet", in_channels=4, n_classes=4, seed=0, width="slim")
+        part = replace(data, masks={**data.masks, "noisy": masks}).split("pretrain")
+        training.fit(Supervised(network), part, "noisy", plan)
+        asked = {"n_pixels": 1000, "rng": _rng(), "layers": ["stem", "decoder5", "head"]}
+        counts = probing.probe_errors(network.eval(), mapped, **asked)
+        seen[name] = {layer: table.sum(0) / table.sum() for layer, table in counts.items()}
+    for layer in ("decoder5", "head"):
+        assert seen["noisy"][layer][0] > 0.5 > 0.2 > seen["truth"][layer][0]
+        assert seen["truth"][layer][1] > 0.7
+    assert seen["noisy"]["stem"][1] > seen["noisy"]["stem"][0]
 
 
 def test_a_map_without_errors_has_nothing_to_ask():

@@ -27,7 +27,7 @@ DECODERS = {
     "PAN": ({}, 4),
     "DeepLabV3": ({}, 2),
     "DeepLabV3Plus": ({}, 3),
-    "UPerNet": ({}, 5),
+    "UPerNet": ({"decoder_channels": 64}, 5),
     "Segformer": ({}, 0),
 }
 
@@ -49,9 +49,12 @@ def test_every_entry_of_the_state_belongs_to_exactly_one_layer(decoder):
     assert sorted(weights) == sorted(name for name, _ in network.named_parameters())
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", [*DECODERS, "linear", "pspnet"])
 def test_a_layer_moves_its_own_feature_and_none_before_it(decoder):
-    network = _network(decoder, **DECODERS[decoder][0])
+    if decoder in networks.DECODERS:  # what the study has of its own
+        network = networks.build("tu-test_resnet", decoder, in_channels=4, n_classes=3, seed=0, width="slim").eval()
+    else:
+        network = _network(decoder, **DECODERS[decoder][0])
     pixels = probing.sample_pixels(LARGE.masks["exact"], 40, np.random.default_rng(0))
     before, names = probing.features(network, LARGE, pixels), probing.layer_names(network)
     for i, layer in enumerate(names):
@@ -65,6 +68,18 @@ def test_a_layer_moves_its_own_feature_and_none_before_it(decoder):
                 value.copy_(saved[name])
         assert all(np.array_equal(before[name], after[name]) for name in names[:i])
         assert not np.allclose(before[layer], after[layer])
+
+
+@pytest.mark.parametrize("decoder", networks.DECODERS)
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-test_resnet", "tu-resnet10t"])
+def test_networks_of_the_study_are_layers_from_end_to_end(encoder, decoder):
+    network = networks.build(encoder, decoder, in_channels=4, n_classes=3, seed=0, width="slim").eval()
+    names = probing.layer_names(network)
+    assert names[:5] == ENCODER_LAYERS and names[-1] == "head"
+    assert sorted(n for x in names for n in probing.state_of(network, x)) == sorted(network.state_dict())
+    found = probing.features(network, LARGE, np.array([[0, 9, 70], [1, 0, 0]]))
+    assert list(found) == list(names) and all(len(each) == 2 for each in found.values())
+    assert found["head"].shape == (2, 3)
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-test_resnet", "tu-resnet10t"])

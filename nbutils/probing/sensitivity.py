@@ -92,8 +92,8 @@ def advice(scores: Sequence[LayerScore]) -> int:
 
     With many layers one may be called harmed by chance. Simulated without any harm, with 11 independent layers and
     intervals of 95 %, the carry ended early in 24, 19 and 18 % of 120 studies of 3 x 5, 5 x 5 and 5 x 8 seeds x scenes
-    (55, 35 and 40 % with percentiles of the bootstrap). Scores at level ``1 - 0.05 / layers`` hold about 2.5 %, but then
-    find harm only where it is large.
+    (55, 35 and 40 % with percentiles of the bootstrap). Scores at level ``1 - 0.05 / layers`` hold 2.5 % or so, but
+    find only large harm.
     """
     harmed = (i for i, score in enumerate(scores) if score.low > 0)
     return next(harmed, len(scores))

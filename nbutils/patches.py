@@ -232,6 +232,15 @@ def in_legend(patches: PatchSet, wanted: Legend, mapping: Mapping[str, str | Non
     return _stored(replace(patches, masks=masks, exact_legend=wanted, crosswalk=None))
 
 
+def reordered(patches: PatchSet, seed: int) -> PatchSet:
+    """Return the same patches in another order, stored under its own fingerprint.
+
+    A training from the same seed then starts from the same weights and meets the patches in another order: what two
+    such networks differ by is chance alone.
+    """
+    return _stored(patches.take(np.random.default_rng(seed).permutation(len(patches))))
+
+
 def _stored(patches: PatchSet) -> PatchSet:
     """Name patches anew by what they hold, and store them."""
     named = replace(patches, fingerprint=content_hash(patches))

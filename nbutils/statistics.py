@@ -60,13 +60,17 @@ def confusion_counts(prediction: ArrayLike, target: ArrayLike, n_classes: int) -
     return np.bincount(rows * n_classes + columns, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
-def boundary_iou(counts: ArrayLike) -> NDArray[np.float64]:
-    """Mean boundary IoU (Cheng et al., CVPR 2021) of counts (..., K, 2), as `boundary_counts` gives them: (...).
+def boundary_iou(boundary: ArrayLike, confusion: ArrayLike) -> NDArray[np.float64]:
+    """Mean boundary IoU (Cheng et al., CVPR 2021), by the rule above: classes that are not there are left out.
 
-    Classes with no boundary in either map are left out; one with a predicted boundary only scores 0.
+    So are classes without a boundary in either map.
+
+    Args:
+        boundary: (..., K, 2) pixels on the boundary of a class in both maps, and in either (`evaluation.Tally`).
+        confusion: (..., K, K) counts of the same pixels, which tell the classes that are there.
     """
-    array = _counters(counts, 2)
-    return _mean_where(_ratio(array[..., 0], array[..., 1]), array[..., 1] > 0)
+    array, (_, exact, _) = _counters(boundary, 2), _margins(confusion)
+    return _mean_where(_ratio(array[..., 0], array[..., 1]), (array[..., 1] > 0) & (exact > 0))
 
 
 def calibration_error(bins: ArrayLike) -> NDArray[np.float64]:
@@ -273,13 +277,6 @@ def share_of_gain(
         return Interval(float("nan"), float("nan"), float("nan"))
     share = (draws[0] - draws[1])[gain > 0] / gain[gain > 0]
     return Interval(float((score[0] - score[1]) / (score[2] - score[1])), *_percentiles(share, level, stacks[0].shape))
-
-
-def score_draws(
-    stacks: ArrayLike, *, rng: np.random.Generator, metric: Metric = mean_iou, n_boot: int = 2000
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scores (A,) and bootstrap draws (A, n_boot) of A arms, counts (A, S, C, K, K), under common seeds and scenes."""
-    return _bootstrap(np.asarray(stacks, np.float64), metric, n_boot, rng)
 
 
 def check_paired(first: NDArray[np.float64], second: NDArray[np.float64]) -> None:

@@ -280,3 +280,51 @@ def test_a_share_of_no_gain_is_not_a_number():
     assert np.isnan(stats.share_of_gain(part, none, full, rng=rng)).all()
     with pytest.raises(ValueError, match="not the same"):
         stats.share_of_gain(part, none, full[:2], rng=rng)
+
+
+def test_boundary_iou_follows_the_rule_for_absent_classes():
+    boundary = np.array([[3, 4], [0, 5], [0, 7], [0, 0]])
+    confusion = np.diag([9, 0, 6, 2])
+    confusion[0, 1] = 3  # predicted, and not there
+    assert stats.boundary_iou(boundary, confusion) == pytest.approx((3 / 4 + 0) / 2)
+    assert np.isnan(stats.boundary_iou(np.zeros((4, 2)), confusion))
+    assert stats.boundary_iou(np.ones((4, 5, 3, 2)), np.ones((4, 5, 3, 3))).shape == (4, 5)
+    with pytest.raises(ValueError, match=r"classes or bins, 2\), got shape \(3, 3\)"):
+        stats.boundary_iou(np.zeros((3, 3)), np.eye(3))
+
+
+def test_calibration_error_weighs_bins_by_their_pixels():
+    bins = [[2, 0.5, 1], [2, 1.51, 1], [0, 0, 0]]
+    assert stats.calibration_error(bins) == pytest.approx((0.5 + 0.51) / 4)
+    assert np.isnan(stats.calibration_error(np.zeros((15, 3))))
+    with pytest.raises(ValueError, match=r"classes or bins, 3\), got shape \(5, 2\)"):
+        stats.calibration_error(np.zeros((5, 2)))
+
+
+def test_coverage_of_a_known_interval():
+    rng = np.random.default_rng(0)
+
+    def simulate(rng):
+        return rng.standard_normal(), 0.0
+
+    share = stats.coverage(simulate, lambda x, _: (x - 1.96, x + 1.96), 2000, rng)
+    assert share == pytest.approx(0.95, abs=0.02)
+    assert stats.coverage(simulate, lambda x, _: (np.nan, np.inf), 10, rng) == 0
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 2**16))
+def test_a_contrast_of_two_is_their_paired_difference_and_terms_cancel(seed):
+    rng = np.random.default_rng(seed)
+    a, b = (rng.integers(1, 50, (3, 4, 2, 2)) for _ in range(2))
+    b[..., 1] += a.sum(-1) - b.sum(-1) + 100
+    a[..., 1] += 100  # paired: equal exact pixels
+    pair = stats.paired_bootstrap(a, b, rng=np.random.default_rng(0), n_boot=200)
+    assert stats.contrast([(1, a), (-1, b)], rng=np.random.default_rng(0), n_boot=200) == pair
+    none = stats.contrast([(1, a), (-0.5, a), (-0.5, a), (0, b)], rng=rng, n_boot=200)
+    assert (none.effect, none.low, none.high) == pytest.approx((0, 0, 0), abs=1e-12)
+
+
+def test_a_contrast_wants_the_same_seeds_and_scenes():
+    with pytest.raises(ValueError, match="not the same seeds x scenes"):
+        stats.contrast([(1, np.ones((2, 3, 2, 2))), (-1, np.ones((3, 3, 2, 2)))], rng=np.random.default_rng(0))

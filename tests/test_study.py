@@ -278,3 +278,65 @@ def test_the_queue_of_moco_is_shorter_than_an_epoch(data, tmp_path, monkeypatch)
     monkeypatch.setattr(objectives, "MoCo", lambda *args, **named: seen.append(named["queue"]) or build(*args, **named))
     study.execute(study.pretraining(data, "moco", seed=0, **COMMON), tmp_path)
     assert COMMON["batch_size"] <= seen[0] <= max(COMMON["batch_size"], len(data.split("pretrain")) // 3)
+
+
+@pytest.mark.parametrize("carried", ["stem", "stage2", "decoder2", "head"])
+def test_layers_are_carried_up_to_the_one_named(data, runs, carried):
+    from nbutils import execution, probing
+
+    parent = study.execute(_pretraining(data), runs)
+    same = patches.in_legend(data, data.noisy_legend)
+    child = _finetuning(same, parent.run, decoder="unet", frozen=False, carried=carried)
+    network, fresh = execution.build(child, same, "unet", 4), execution.build(child, same, "unet", 4)
+    execution._carry(child, network, parent.folder, same)
+    given, names = study.network_of(parent, same), list(probing.layer_names(network))
+    for layer in names:
+        source = given if names.index(layer) <= names.index(carried) else fresh
+        own, expected = probing.state_of(network, layer), probing.state_of(source, layer)
+        assert all((own[name] == expected[name]).all() for name in expected), layer
+    assert study.execute(child, runs).run.key != _finetuning(same, parent.run, decoder="unet", frozen=False).key
+
+
+def test_what_cannot_be_carried_is_refused(data, runs):
+    parent = study.execute(_pretraining(data), runs)
+    with pytest.raises(ValueError, match="'head' of the stored weights does not fit: segmentation_head"):
+        study.execute(_finetuning(data, parent.run, decoder="unet", frozen=False, carried="head"), runs)
+    with pytest.raises(ValueError, match="unknown layer 'stage9'"):
+        study.execute(_finetuning(data, parent.run, frozen=False, carried="stage9"), runs)
+    for parent_run, carried in ((None, "stage2"), (parent.run, "stage2")):
+        with pytest.raises(ValueError, match="a frozen encoder is carried whole"):
+            _finetuning(data, parent_run, carried=carried)
+
+
+def test_a_monitored_run_learns_the_same_bits_and_tells_of_every_layer(data, runs):
+    plain = study.execute(study.pretraining(data, "noisy", seed=0, looks=2, **COMMON), runs)
+    watched = study.execute(study.pretraining(data, "noisy", seed=0, looks=2, monitored=True, **COMMON), runs)
+    assert plain.run.key != watched.run.key and plain.counts == watched.counts
+    assert {"susceptibility_stem", "susceptibility_head", "gradient_snr_decoder3"} <= set(watched.curve[-1])
+    for a, b in zip(plain.curve, watched.curve, strict=True):
+        assert a == {name: value for name, value in b.items() if name in a}
+    for arm, looks in (("moco", 2), ("noisy", 0)):
+        with pytest.raises(ValueError, match=f"{arm} cannot be monitored"):
+            study.pretraining(data, arm, seed=0, looks=looks, monitored=True, **COMMON)
+
+
+def test_a_run_that_stops_early_has_its_own_key_and_counts_its_passes(data, runs):
+    whole, early = (study.pretraining(data, "noisy", seed=0, stop=stop, **COMMON) for stop in (None, 2))
+    assert whole.key != early.key and (whole.image_passes, early.image_passes) == (12, 8)
+    short, long = study.execute(early, runs), study.execute(whole, runs)
+    assert short.curve == long.curve[:2]
+
+
+def test_a_random_frozen_encoder_has_the_statistics_of_the_images(data, runs):
+    result = study.execute(_finetuning(data, None), runs)
+    expected = study.encoder_of(None, data, encoder=COMMON["encoder"], seed=0).state_dict()
+    stored = study.encoder_weights(result.folder, data)
+    assert all((stored[name] == value).all() for name, value in expected.items())
+    assert any((value != 0).any() for name, value in expected.items() if name.endswith("running_mean"))
+
+
+def test_other_patch_order_same_beginning(data):
+    again = patches.reordered(data, seed=1)
+    assert again.fingerprint != data.fingerprint and sorted(again.scenes) == sorted(data.scenes)
+    assert patches.reordered(data, seed=1).fingerprint == again.fingerprint
+    assert {image.tobytes() for image in again.images} == {image.tobytes() for image in data.images}

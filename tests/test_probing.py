@@ -99,6 +99,19 @@ def test_networks_resemble_themselves_exactly():
     assert list(values) == list(probing.layer_names(NETWORK)) and set(values.values()) == {1.0}
 
 
+@settings(max_examples=10)
+@given(st.integers(4, 60), st.integers(8, 40))
+def test_every_pixel_drawn_is_compared_once(n, minibatch):
+    from nbutils.probing import similarity
+
+    sizes, plain = [], similarity.MinibatchCKA.update
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(similarity.MinibatchCKA, "update", lambda self, a, b: sizes.append(len(a)) or plain(self, a, b))
+        part = DATA.split("test")
+        probing.cka_layers(ENCODER, ENCODER, part, n_pixels=n, rng=_rng(), minibatch=minibatch, layers=["stem"])
+    assert sum(sizes) == n and max(sizes) <= minibatch and min(sizes) >= 4
+
+
 def test_networks_are_compared_where_both_have_layers():
     other = networks.build("tu-test_resnet", "unet", in_channels=4, n_classes=5, seed=1, width="slim").eval()
     part = DATA.split("test")
@@ -107,6 +120,8 @@ def test_networks_are_compared_where_both_have_layers():
     pixels = probing.sample_pixels(part.masks["exact"], 200, _rng())
     both = (probing.features_at(network, part, "stage2", pixels) for network in (ENCODER, other))
     assert values["stage2"] == pytest.approx(probing.cka(*both)) and values["stage2"] < 1
+    with pytest.raises(ValueError, match="at least 8 pixels.*got 7"):
+        probing.cka_layers(ENCODER, other, part, n_pixels=200, rng=_rng(), minibatch=7)
     void = replace(part, masks={**part.masks, "exact": np.full_like(part.masks["exact"], VOID)})
     with pytest.raises(ValueError, match="4 valid pixels in the exact masks, got 0"):
         probing.cka_layers(ENCODER, other, void, n_pixels=200, rng=_rng())

@@ -87,7 +87,7 @@ def test_statistics_of_the_first_norm_are_those_computed_by_hand():
     mean, variance = (np.mean([each(v, axis=1) for v in values], axis=0) for each in (np.mean, partial(np.var, ddof=1)))
     np.testing.assert_allclose(norm.running_mean.numpy(), mean, atol=1e-5)
     np.testing.assert_allclose(norm.running_var.numpy(), variance, rtol=1e-4)
-    assert norm.momentum == NETWORK.encoder.model.conv1[1].momentum
+    assert norm.momentum == BUILD(seed=0).encoder.model.conv1[1].momentum == 0.1  # as before
 
 
 @pytest.mark.parametrize("batch_size", [7, 20, 64])
@@ -150,6 +150,7 @@ def test_a_frozen_network_is_copied_without_its_chains():
     trained, _ = probing.retrain_layer(frozen, "stage1", DATA, "noisy", PLAN, build=BUILD)
     own = probing.parameters_of(trained, "stage1")
     assert not any(torch.equal(value, BUILD(seed=5).get_parameter(name)) for name, value in own.items())
+    assert all(module.training for module in trained.train().modules())
     assert not any(module.training for module in frozen.train().encoder.modules())  # the original stays frozen
 
 

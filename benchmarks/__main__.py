@@ -1,4 +1,4 @@
-"""Measure, print and write build/bench.json and build/bench.md; about three minutes on two cores.
+"""Measure, print and write build/bench.json and build/bench.md; about four minutes on two cores.
 
 Each row is the median and the range over repeats, after one warm-up that does not count. Where a row has a
 counterpart written with the bare library, both run in turn, so that a busy machine slows both. What runs on one core
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks import trainings
+from benchmarks import probings, trainings
 from benchmarks.racing import Row, race
 from nbutils import ROOT, audit, distance, labelling, legend, noise, patches, simulate, training
 from nbutils.legend import VOID
@@ -164,6 +164,7 @@ def main() -> None:
             lambda: bench_noise(big_mask()),
             lambda: bench_audit(big_mask()),
             bench_world,
+            probings.bench,
         ):
             for row in bench():
                 print(f"{row.name:55s} {row.median:9.3g} {row.unit}  ({row.low:.3g} - {row.high:.3g})", flush=True)

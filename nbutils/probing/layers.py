@@ -1,7 +1,8 @@
 """Layers by name, from the first to the last: ``stem``, ``stage1``, ..., ``decoder1``, ..., ``head``.
 
 No layer depends on a later one. Features are read at the layer's own resolution; a pixel's feature is that of the cell
-it lies in, so that probes never see an interpolated class. The head's are the logits before they are upsampled.
+it lies in, so that probes never see an interpolated class. The head's are the logits before they are upsampled; of the
+linear network, whose stages vote at several resolutions, the votes it ends with.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from nbutils.batches import normalise
 from nbutils.legend import VOID
+from nbutils.networks import Linear
 from nbutils.patches import PatchSet
 
 _RESNET = ("relu", "layer1", "layer2", "layer3", "layer4")  # the last child of every stage
@@ -27,7 +29,7 @@ class Layer:
 
     Attributes:
         modules: Names of the modules whose state is the layer's.
-        read: Name of the module whose output is its feature.
+        read: Name of the module whose output is its feature; empty for the network itself.
         index: Which of the outputs, where `read` returns several; else None.
     """
 
@@ -81,6 +83,8 @@ def layers_of(network: nn.Module) -> dict[str, Layer]:
     """
     whole = hasattr(network, "encoder")
     layers = _encoder_layers(network.encoder if whole else network, "encoder" if whole else "")
+    if isinstance(network, Linear):
+        return layers | {"head": Layer(("decoder", "segmentation_head"), "")}
     if hasattr(network, "decoder"):
         groups = _DECODERS.get(type(network.decoder).__name__, lambda decoder: [])(network.decoder)
         for i, group in enumerate(groups, start=1):

@@ -75,24 +75,25 @@ def cka_layers(
         n_pixels: Pixels drawn.
         rng: Source of randomness.
         target: Masks, ``noisy`` or ``exact``, that say which pixels are valid; void ones are not drawn.
-        minibatch: Pixels per minibatch; what remains of them is left out.
+        minibatch: Most pixels per minibatch, at least 8; minibatches are of nearly equal size.
         layers: Those to compare; all common ones when left out.
 
     Raises:
-        ValueError: A layer is unknown, or there are fewer than 4 valid pixels.
+        ValueError: A layer is unknown, minibatches are too small, or there are fewer than 4 valid pixels.
     """
+    if minibatch < 8:
+        raise ValueError(f"CKA needs minibatches of at least 8 pixels, as each part must have 4, got {minibatch}")
     common = set(layer_names(second))
     names = [name for name in layer_names(first) if name in common] if layers is None else layers
     pixels = sample_pixels(patches.masks[target], n_pixels, rng)
     if len(pixels) < 4:
         raise ValueError(f"{patches.name}: CKA needs at least 4 valid pixels in the {target} masks, got {len(pixels)}")
-    size = min(max(minibatch, 4), len(pixels))
-    order = rng.permutation(len(pixels))[: len(pixels) // size * size].reshape(-1, size)
+    parts = np.array_split(rng.permutation(len(pixels)), -(-len(pixels) // minibatch))
     ours, theirs = (features(network, patches, pixels, names) for network in (first, second))
     values = {}
     for name in names:
         both = MinibatchCKA()
-        for rows in order:
+        for rows in parts:
             both.update(ours[name][rows], theirs[name][rows])
         values[name] = both.value()
     return values

@@ -204,7 +204,8 @@ def _judge(run: Run, trained: nn.Module, data: PatchSet) -> Callable[[], dict[st
     if run.monitored:
         seen = data.split(run.stage)
         seen = seen if run.budget is None else seen.budget(run.budget, run.seed)
-        judges.append(probing.Monitor(trained, seen, run.target, rng=np.random.default_rng(run.seed)))
+        rng, unseen = np.random.default_rng(run.seed), data.split("validation")
+        judges.append(probing.Monitor(trained, seen, run.target, rng=rng, unseen=unseen))
     return (lambda: {name: value for judge in judges for name, value in judge().items()}) if judges else None
 
 

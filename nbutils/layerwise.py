@@ -198,11 +198,11 @@ _MEASURES: dict[str, Callable[..., Answer]] = {
     "swaps": _swaps,
     "retrained": _retrained,
 }
-_SURGERY = (probing.swap, probing.reestimate, probing.retrain_layer, probing.reinitialised, evaluation, _test_counts)
+_MAPS = (probing.layers, probing.surgery, evaluation, _test_counts)
 _CODE = {
     "probes": (*probing.PROBES, statistics.confusion_counts),
     "errors": probing.PROBES,
-    "similarity": (*probing.PROBES, probing.cka_layers, probing.MinibatchCKA),
-    "swaps": (*_SURGERY, probing.PROBES[0]),
-    "retrained": (*_SURGERY, probing.PROBES[0], training, objectives.Supervised, _untrained),
+    "similarity": (probing.layers, probing.similarity),
+    "swaps": _MAPS,
+    "retrained": (*_MAPS, training, objectives.Supervised, _untrained),
 }

@@ -124,7 +124,7 @@ def pretraining(
         learning_rate=learning_rate or arms.rate_of(arm),
         seed=seed,
         precision=_precision(precision),
-        code=_code(arm),
+        code=_code(arm, monitored=monitored),
         looks=looks,
         stop=stop,
         monitored=monitored,
@@ -330,9 +330,10 @@ def stack(results: Sequence[Result], **fixed) -> np.ndarray:
 
 
 @cache
-def _code(arm: str, carried: str = ENCODER) -> str:
+def _code(arm: str, carried: str = ENCODER, monitored: bool = False) -> str:
     """Digest of what computes a result of an arm from its patches; how those were cut is in their own fingerprint."""
     partly = () if carried == ENCODER else (probing.layers, probing.carry)
+    partly += (probing.layers, probing.susceptibility, execution._judge) if monitored else ()
     reading = (PatchSet.take, PatchSet.split, PatchSet.budget, PatchSet.exact_as_noisy, patches._spread)
     running = (execution.build, execution.prepared, execution._train, execution._evaluate)
     counting = (execution._tallies, statistics.confusion_counts)

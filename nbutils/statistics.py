@@ -60,17 +60,17 @@ def confusion_counts(prediction: ArrayLike, target: ArrayLike, n_classes: int) -
     return np.bincount(rows * n_classes + columns, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
-def boundary_iou(boundary: ArrayLike, confusion: ArrayLike) -> NDArray[np.float64]:
+def boundary_iou(counts: ArrayLike) -> NDArray[np.float64]:
     """Mean boundary IoU (Cheng et al., CVPR 2021), by the rule above: classes that are not there are left out.
 
     So are classes without a boundary in either map.
 
     Args:
-        boundary: (..., K, 2) pixels on the boundary of a class in both maps, and in either (`evaluation.Tally`).
-        confusion: (..., K, K) counts of the same pixels, which tell the classes that are there.
+        counts: (..., K, 3) of each class its boundary pixels in both maps, in either, and its pixels in the exact map,
+            as `store.Result.scene_counts` gives them.
     """
-    array, (_, exact, _) = _counters(boundary, 2), _margins(confusion)
-    return _mean_where(_ratio(array[..., 0], array[..., 1]), (array[..., 1] > 0) & (exact > 0))
+    array = _counters(counts, 3)
+    return _mean_where(_ratio(array[..., 0], array[..., 1]), (array[..., 1] > 0) & (array[..., 2] > 0))
 
 
 def calibration_error(bins: ArrayLike) -> NDArray[np.float64]:

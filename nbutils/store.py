@@ -128,10 +128,15 @@ class Result:
 
         Args:
             split: ``validation`` or ``test``.
-            of: ``counts`` (C, K, K) int64, ``boundary`` (C, K, 2) int64 or ``calibration`` (C, 15, 3) float64.
+            of: ``counts`` (C, K, K) int64; ``boundary`` (C, K, 3) int64, for `statistics.boundary_iou`; or
+                ``calibration`` (C, 15, 3) float64, for `statistics.calibration_error`.
         """
         tables = getattr(self, of)[split]
-        return np.array([tables[scene] for scene in sorted(tables)])
+        stacked = np.array([tables[scene] for scene in sorted(tables)])
+        if of != "boundary":
+            return stacked
+        exact = self.scene_counts(split).sum(axis=2)
+        return np.concatenate([stacked, exact[..., None]], axis=2)
 
     def mean_iou(self, split: str = "test") -> float:
         """Return the mean IoU of a split, pixels pooled over its scenes; NaN where nothing is predicted."""

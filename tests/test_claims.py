@@ -295,7 +295,7 @@ def test_cells_make_one_claim():
 
 def test_counters_that_arms_need_not_share():
     rng = np.random.default_rng(0)
-    edges = rng.integers(1, 50, (2, 3, 5, 2, 2)).cumsum(axis=-1)
+    edges = rng.integers(1, 50, (2, 3, 5, 3, 3)).cumsum(axis=-1)
     assert claims.paired_interval(*edges, metric=statistics.boundary_iou).n_scenes == 5
     with pytest.raises(ValueError, match=r"not paired: the exact pixels of scene"):
         claims.paired_interval(*edges)

@@ -1,5 +1,6 @@
 """Execution: what a run describes is computed and stored, one at a time or many at once."""
 
+import logging
 import os
 import platform
 import sys
@@ -25,6 +26,7 @@ from nbutils.files import alone
 from nbutils.patches import PatchSet
 from nbutils.store import ENCODER, RUNS, Result, Run, StoreError, read, write
 
+logging.getLogger("distributed").setLevel(logging.ERROR)  # workers slow to leave a busy machine are no news
 _PACKAGES = ("torch", "segmentation-models-pytorch", "timm", "lightly", "lightning-fabric", "numpy")
 
 

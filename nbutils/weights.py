@@ -235,7 +235,10 @@ def export_onnx(network: nn.Module, card: WeightCard, destination: Path) -> None
 
     Raises:
         ModuleNotFoundError: onnx is not installed; the message says how to install it.
+        WeightsError: The network pools to a grid of several cells, as PSPNet and UPerNet do: ONNX knows no such layer.
     """
+    if any(isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size not in (1, (1, 1)) for m in network.modules()):
+        raise WeightsError("ONNX has no pooling to a grid, as in PSPNet and UPerNet: export the encoder, or an U-Net")
     try:
         import onnx
     except ImportError as error:

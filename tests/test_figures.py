@@ -249,13 +249,28 @@ def test_curves():
         figures.boundary_profile({})
 
 
+def test_layer_panels_draw_each_measure_beside_its_floor():
+    rows = [{"measure": m, "layer": layer, "value": v, "low": v - 1, "high": v + 1, "floor_low": 0.0, "floor_high": f}
+            for m, f in (("probe (points)", 2.0), ("1 - CKA", float("nan")))
+            for layer, v in (("stem", 3.0), ("stage1", 5.0), ("head", 9.0))]  # fmt: skip
+    fig = figures.layer_panels(pd.DataFrame(rows))
+    first, second = fig.axes
+    assert [ax.get_title() for ax in fig.axes] == ["probe (points)", "1 - CKA"]
+    assert ticks(first.get_yticklabels()) == ["stem", "stage1", "head"] and first.yaxis_inverted()
+    assert [bar.get_width() for bar in first.patches] == [2.0] * 3
+    assert [line.get_xdata().tolist() for line in second.lines if len(line.get_xdata()) == 3] == [[3.0, 5.0, 9.0]]
+    assert names_in(fig.legends[0]) == ["noisy against exact", "chance alone"]
+    with pytest.raises(ValueError, match="floor_high"):
+        figures.layer_panels(pd.DataFrame(rows).drop(columns="floor_high"))
+
+
 def test_layer_profile_keeps_the_order_of_layers_and_draws_the_floor():
     table = pd.DataFrame({"layer": ["stem", "layer1", "decoder"], "series": "noisy", "value": [0.9, 0.8, 0.7]})
     table = table.assign(low=table["value"] - 0.1, high=table["value"] + 0.1)
     floor = pd.DataFrame({"layer": ["stem", "layer1", "decoder"], "low": 0.95, "high": 1.0})
     (ax,) = figures.layer_profile(table, ylabel="CKA", floor=floor).axes
     assert ticks(ax.get_xticklabels()) == ["stem", "layer1", "decoder"]
-    assert names_in(ax.get_legend()) == ["noisy map", "seed alone"]
+    assert names_in(ax.get_legend()) == ["noisy map", "chance alone"]
     assert len(ax.collections) == 2
     with pytest.raises(ValueError, match=r"the floor has \['head'\]"):
         figures.layer_profile(table, ylabel="CKA", floor=floor.replace("decoder", "head"))

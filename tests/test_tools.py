@@ -169,7 +169,7 @@ def test_only_some_notebooks_are_run(tmp_path):
         study.find_notebooks(tmp_path, "04,07")
 
 
-@pytest.mark.parametrize(("size", "message"), [(0, "no figures"), (7_000_000, r"7\.0 MB.*01_big\.png")])
+@pytest.mark.parametrize(("size", "message"), [(0, "no figures"), (8_000_000, r"8\.0 MB.*01_big\.png")])
 def test_nothing_is_published_when_there_is_nothing_or_too_much(tmp_path, size, message):
     source, target = tmp_path / "made", tmp_path / "figures"
     for folder in (source, target):

@@ -35,6 +35,13 @@ def runs(tmp_path):
     return tmp_path / "runs"
 
 
+@pytest.fixture
+def own_cache(data, tmp_path, monkeypatch):
+    """Patches made on the way leave nothing behind; for what runs in this process."""
+    monkeypatch.setattr(patches, "CACHE", tmp_path / "patches")
+    patches.store(data)
+
+
 def _pretraining(data, arm="noisy", seed=0):
     return study.pretraining(data, arm, seed=seed, **COMMON)
 
@@ -283,7 +290,7 @@ def test_the_queue_of_moco_is_shorter_than_an_epoch(data, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("carried", ["stem", "stage2", "decoder2", "head"])
-def test_layers_are_carried_up_to_the_one_named(data, runs, carried):
+def test_layers_are_carried_up_to_the_one_named(data, runs, own_cache, carried):
     from nbutils import execution, probing
 
     parent = study.execute(_pretraining(data), runs)
@@ -337,7 +344,7 @@ def test_a_random_frozen_encoder_has_the_statistics_of_the_images(data, runs):
     assert any((value != 0).any() for name, value in expected.items() if name.endswith("running_mean"))
 
 
-def test_other_patch_order_same_beginning(data):
+def test_other_patch_order_same_beginning(data, own_cache):
     again = patches.reordered(data, seed=1)
     assert again.fingerprint != data.fingerprint and sorted(again.scenes) == sorted(data.scenes)
     assert patches.reordered(data, seed=1).fingerprint == again.fingerprint

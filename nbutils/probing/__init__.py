@@ -2,7 +2,7 @@
 
 Layers have names, from the first to the last: ``stem``, ``stage1``, ... of the encoder, ``decoder1``, ... and ``head``.
 Measured is always a network trained on noisy labels against one trained on exact labels, and two of the latter that
-differ in their seed alone as the floor.
+differ by chance alone as the floor: in their seed, or only in the order of their patches.
 """
 
 from nbutils.probing import layers, probes

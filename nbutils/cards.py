@@ -230,6 +230,27 @@ class Split(_Strict):
     finetune: tuple[str, ...] | None = Field(None, min_length=1)
 
 
+class Task(_Strict):
+    """Something else to fine-tune for: other classes made of the exact ones, other exact masks, or other test scenes.
+
+    `legend` (with a `mapping` where none is shipped) translates the exact masks, `exact` reads others of the same
+    images, `card` judges on the test scenes of another data set.
+    """
+
+    legend: LegendSpec = None
+    mapping: dict[str, str | None] | None = None
+    exact: Masks | None = None
+    card: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self):
+        if [self.legend, self.exact, self.card].count(None) != 2:
+            raise ValueError("give one of `legend` (with or without `mapping`), `exact` and `card`")
+        if self.mapping is not None and self.legend is None:
+            raise ValueError("`mapping` leads from the exact classes to those of `legend`, which is missing")
+        return self
+
+
 class Card(_Strict):
     """A data set card; see `data/README.md` for every key with an example."""
 
@@ -247,6 +268,7 @@ class Card(_Strict):
     noisy: Annotated[Inject | Lidar | NoisyMasks | Product | Vector, Field(discriminator="source")]
     crosswalk: dict[str, str | None] | None = None
     split: Split
+    tasks: dict[str, Task] = {}
 
     @model_validator(mode="after")
     def _places_fit(self):
@@ -263,6 +285,17 @@ class Card(_Strict):
             if self.exact_legend == self.noisy_legend:
                 raise ValueError("`crosswalk` leads from the exact to the noisy legend; here they are the same")
             legends.crosswalk(self.exact_legend, self.noisy_legend, self.crosswalk)
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_fit(self):
+        for name, task in self.tasks.items():
+            if name == "own":
+                raise ValueError("tasks: `own` is the task of the card's exact masks; choose another name")
+            if task.legend is not None:
+                legends.crosswalk(self.exact_legend, to_legend(task.legend), task.mapping)
+            if task.exact is not None and bool(task.exact.asset) != bool(self.catalog):
+                raise ValueError(f"tasks.{name}.exact: an `asset` goes with `catalog`, a `glob` without")
         return self
 
     @property
@@ -321,7 +354,8 @@ def _fault(error: dict[str, Any]) -> str:
     path = ".".join(map(str, (loc[:1] + loc[2:]) if tagged else loc)) or "card"
     kind, given = error["type"], error["input"]
     if kind == "extra_forbidden":
-        fields = _PARTS.get(loc[:-1], Card).model_fields
+        part = Task if loc[0] == "tasks" and len(loc) == 3 else _PARTS.get(loc[:-1], Card)
+        fields = part.model_fields
         allowed = [field.alias or name for name, field in fields.items()]
         close = get_close_matches(str(loc[-1]), allowed, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""

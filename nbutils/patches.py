@@ -184,7 +184,7 @@ def cut(dataset: sources.Dataset, *, size_px: int, max_patches: int, seed: int =
         raise ValueError(f"patches need size_px >= 1 and max_patches >= 1, got {size_px} and {max_patches}")
     recipe = {
         "files": sources.fingerprint(path for tile in dataset.tiles for path in tile.files),
-        "card": dataset.card.model_dump(mode="json", exclude={"root", "title", "get"}),
+        "card": dataset.card.model_dump(mode="json", exclude={"root", "title", "get", "tasks"}),
         "size_px": size_px,
         "max_patches": max_patches,
         "seed": seed,
@@ -213,7 +213,7 @@ def with_noisy(patches: PatchSet, noisy: NDArray[np.uint8], noisy_legend: Legend
         raise ValueError(f"noisy must be uint8 {patches.masks['noisy'].shape}, got {noisy.dtype} {noisy.shape}")
     crosswalk = patches.crosswalk if noisy_legend == patches.noisy_legend else None
     masks = {**patches.masks, "noisy": noisy}
-    return _stored(replace(patches, masks=masks, noisy_legend=noisy_legend, crosswalk=crosswalk))
+    return named(replace(patches, masks=masks, noisy_legend=noisy_legend, crosswalk=crosswalk))
 
 
 def in_legend(patches: PatchSet, wanted: Legend, mapping: Mapping[str, str | None] | None = None) -> PatchSet:
@@ -229,7 +229,7 @@ def in_legend(patches: PatchSet, wanted: Legend, mapping: Mapping[str, str | Non
     """
     lookup = legend.crosswalk(patches.exact_legend, wanted, mapping)
     masks = {**patches.masks, "exact": legend.translate(np.asarray(patches.masks["exact"]), lookup)}
-    return _stored(replace(patches, masks=masks, exact_legend=wanted, crosswalk=None))
+    return named(replace(patches, masks=masks, exact_legend=wanted, crosswalk=None))
 
 
 def reordered(patches: PatchSet, seed: int) -> PatchSet:
@@ -238,14 +238,14 @@ def reordered(patches: PatchSet, seed: int) -> PatchSet:
     A training from the same seed then starts from the same weights and meets the patches in another order: what two
     such networks differ by is chance alone.
     """
-    return _stored(patches.take(np.random.default_rng(seed).permutation(len(patches))))
+    return named(patches.take(np.random.default_rng(seed).permutation(len(patches))))
 
 
-def _stored(patches: PatchSet) -> PatchSet:
+def named(patches: PatchSet) -> PatchSet:
     """Name patches anew by what they hold, and store them."""
-    named = replace(patches, fingerprint=content_hash(patches))
-    store(named)
-    return named
+    anew = replace(patches, fingerprint=content_hash(patches))
+    store(anew)
+    return anew
 
 
 def store(patches: PatchSet) -> Path:

@@ -4,9 +4,11 @@ Asking for a run whose result is stored costs a file read, so notebooks share re
 where it stopped.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,7 @@ from nbutils import (
     patches,
     probing,
     statistics,
+    tasks,
     training,
     watching,
     weights,
@@ -36,6 +39,7 @@ from nbutils.store import ENCODER, RUNS, Result, Run, cached, read
 
 __all__ = [
     "ARMS",
+    "Cell",
     "LEARNING_RATES",
     "Result",
     "Run",
@@ -43,6 +47,7 @@ __all__ = [
     "encoder_of",
     "execute",
     "finetuning",
+    "grid",
     "network_of",
     "prepared",
     "pretraining",
@@ -191,6 +196,63 @@ def finetuning(
         parent=parent,
         carried=carried,
     )
+
+
+class Cell(NamedTuple):
+    """A point of the experiment: what an encoder is fine-tuned for, under which decoder, how, and on how much.
+
+    Attributes:
+        task: `tasks.OWN`, or one that the data set's card names.
+        decoder: One of `networks.DECODERS`.
+        budget: Exactly labelled patches.
+        frozen: Whether the encoder stays as it was pretrained.
+        carried: The last layer that is carried over, see `finetuning`.
+    """
+
+    task: str = tasks.OWN
+    decoder: str = "unet"
+    budget: int = 16
+    frozen: bool = False
+    carried: str = ENCODER
+
+
+def grid(
+    slices: Sequence[Mapping[str, Any]], arms: Sequence[str], *, usual: Sequence[str], most: int
+) -> dict[Cell, list[str]]:
+    """Lay out an experiment from slices through it: its cells, and the arms that are compared in each.
+
+    Args:
+        slices: Each gives fields of `Cell` a value, or a list of values that are crossed; the others stay as they are
+            there. ``arms`` may name the arms of a slice; a cell of several slices compares the arms of all.
+        arms: All there are; others that a slice names are left out.
+        usual: Arms of the slices that name none.
+        most: Patches that are labelled exactly. A larger budget, or ``all``, becomes this many.
+
+    Returns:
+        The arms of each cell, both in their order.
+
+    Raises:
+        ValueError: A slice names an unknown field, gives no value, or a budget that is no number of patches.
+    """
+    cells: dict[Cell, list[str]] = {}
+    for one in slices:
+        axes = {axis: value if isinstance(value, list) else [value] for axis, value in one.items()}
+        here = axes.pop("arms", usual)
+        if unknown := sorted(axes.keys() - set(Cell._fields)):
+            raise ValueError(f"slice {dict(one)}: no field {', '.join(unknown)}; there are {', '.join(Cell._fields)}")
+        if empty := [axis for axis, values in axes.items() if not values]:
+            raise ValueError(f"slice {dict(one)}: {', '.join(empty)} has no value")
+        axes["budget"] = [_budget(value, most) for value in axes.get("budget", [Cell().budget])]
+        for point in itertools.product(*axes.values()):
+            held = cells.setdefault(Cell(**dict(zip(axes, point, strict=True))), [])
+            held += [arm for arm in here if arm not in held]
+    return {cell: [arm for arm in arms if arm in held] for cell, held in cells.items()}
+
+
+def _budget(asked: int | str, most: int) -> int:
+    if asked != "all" and (not isinstance(asked, int) or asked < 1):
+        raise ValueError(f"a budget is a number of patches or `all`, got {asked!r}")
+    return most if asked == "all" else min(asked, most)
 
 
 def published(data: PatchSet, name: str, *, encoder: str, file: str | Path | None = None, store: Path = RUNS) -> Run:

@@ -1,4 +1,4 @@
-"""The ground of the embedded world `globe`: places of seven biomes, drawn on cells of 5 m.
+"""The ground of the embedded world `globe`: places of several biomes, drawn on cells of 5 m.
 
 A place is a `Land`: which surface lies where now, which lay there when the land-cover product was made, parcels of
 land use, heights, and vigour (how well what grows there grows). Surfaces are finer than any legend: each one says what

@@ -223,10 +223,10 @@ def _savanna(land: Land) -> None:
     land.height = 1100 + 20 * land.noise(5, n)
     lean, fine = land.noise(3.6, 0.4 * n), land.noise(2.2, 30)
     land.put(lean > -9, "steppe")
-    for low, name in ((rng.uniform(0.4, 0.9), "open shrub"), (rng.uniform(1.1, 1.6), "dry shrub")):
+    for low, name in ((rng.uniform(0.1, 0.7), "open shrub"), (rng.uniform(0.7, 1.4), "dry shrub")):
         land.put(lean + 0.5 * fine > low, name)
     wood = land.noise(3.4, 0.5 * n)
-    land.put(wood + 0.5 * fine > rng.uniform(0.9, 1.6), "dry woodland")
+    land.put(wood + 0.5 * fine > rng.uniform(0.5, 1.4), "dry woodland")
     lone = ndimage.gaussian_filter(rng.standard_normal((n, n), dtype=np.float32), 1.0)  # crowns of 10 to 20 m
     land.put(
         (lone / lone.std() - 0.4 * wood < -rng.uniform(1.5, 2.0)) & land.has("steppe", "open shrub"), "dry woodland"
@@ -236,7 +236,7 @@ def _savanna(land: Land) -> None:
     land.put(fires & (lean > 0), "burnt grass")  # elsewhere the fire came after the product
     for _ in range(int(rng.integers(2, 5))):
         at = land.somewhere(0.1, 0.9)
-        plots = np.hypot(land.x - at[0], land.y - at[1]) / rng.uniform(50, 110) + 0.35 * land.noise(3, 60) < 1
+        plots = np.hypot(land.x - at[0], land.y - at[1]) / rng.uniform(60, 130) + 0.35 * land.noise(3, 60) < 1
         farm(land, plots, {"millet": 0.46, "maize": 0.12, "fallow": 0.17, "steppe": 0.13, "open shrub": 0.12}, width=7,
              length=9, district=40, hedges=0.05, lanes=0.0)  # fmt: skip
         for _ in range(2):

@@ -14,11 +14,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from nbutils import ROOT, noise
 from nbutils import legend as legends
 from nbutils.legend import Legend
+from nbutils.worlds import check_kinds
 
 SPLITS = ("pretrain", "finetune", "validation", "test")
 
@@ -210,7 +221,10 @@ class Vector(_Map):
 
 
 class World(_Strict):
-    """An embedded world that is generated on first use: scenes per split and their side length in pixels."""
+    """An embedded world that is generated on first use: scenes per split and their side length in pixels.
+
+    `kinds` are the styles of the city or the biomes of the globe that take turns, where not the usual ones.
+    """
 
     generator: Literal["city", "globe"]
     seed: int = Field(0, ge=0)
@@ -219,6 +233,17 @@ class World(_Strict):
     validation: int = Field(ge=1)
     test: int = Field(ge=1)
     size_px: int = Field(ge=64)
+    kinds: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _known_kinds(self):
+        check_kinds(self.generator, self.kinds)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `kinds` where the card does: patches, and with them runs, are named by what a card says."""
+        return {key: value for key, value in handler(self).items() if value is not None}
 
 
 class Split(_Strict):

@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -38,12 +39,12 @@ from nbutils import ROOT, legend
 from nbutils.cards import Card
 from nbutils.files import alone, write_mask
 from nbutils.lidar.points import Points
-from nbutils.worlds import city, globe, globe_sensor, sensors
+from nbutils.worlds import KINDS, check_kinds, globe, globe_sensor
+from nbutils.worlds.city_product import BANDS, Scene, city_scene
 from nbutils.worlds.globe_product import Place, make_place
 
 # raised whenever the same seed gives other pixels: worlds of another version are made anew
 VERSIONS = {"city": 6, "globe": 1}
-BANDS = ("nir", "red", "green", "blue")
 CRS = "EPSG:32618"
 _CORNER = (583_000.0, 4_512_000.0)  # upper left of the first scene, metres
 _COLUMNS, _GAP_M = 8, 116.0
@@ -53,71 +54,8 @@ _FLOWN = datetime(2024, 6, 15, 16, 0, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
-class Scene:
-    """One scene in memory, pixels of 1 m.
-
-    Attributes:
-        image: Near infrared, red, green, blue; shape (4, H, W), uint8.
-        exact: Classes of the legend nyc8, seen from above; shape (H, W), uint8.
-        height: Height of what is seen above the terrain, metres; shape (H, W), float32.
-        terrain: Height of the bare ground above the datum, metres; shape (H, W), float32.
-        points: Laser returns; x to the east, y to the north from the lower left corner, metres.
-        buildings: Corners (metres to the east and south of the upper left corner), height and use of building parts.
-        streets: Centre lines in the same coordinates, and widths in metres.
-        sun: Azimuth (clockwise from north) and elevation, degrees.
-    """
-
-    image: NDArray[np.uint8]
-    exact: NDArray[np.uint8]
-    height: NDArray[np.float32]
-    terrain: NDArray[np.float32]
-    points: Points
-    buildings: list[dict]
-    streets: list[dict]
-    sun: tuple[float, float]
-
-
-def city_scene(seed: int | np.random.SeedSequence, size_px: int, index: int = 0) -> Scene:
-    """Make one scene.
-
-    Args:
-        seed: Everything random in the scene follows from it.
-        size_px: Side in pixels of 1 m, at least 48.
-        index: Number of the scene in its split; consecutive scenes take turns in style, river and railway, so that
-            a split of few scenes is still varied.
-
-    Returns:
-        The scene.
-
-    Raises:
-        ValueError: `size_px` below 48.
-    """
-    if size_px < 48:
-        raise ValueError(f"size_px of a city scene must be at least 48, got {size_px}")
-    # rebuilt rather than spawned from, because spawning changes the sequence it is asked of
-    root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-    keys = [np.random.SeedSequence(root.entropy, spawn_key=(*root.spawn_key, k)) for k in range(3)]
-    plan, camera, laser = (np.random.default_rng(key) for key in keys)
-    style = city.STYLES[index % len(city.STYLES)]
-    canvas = city.build_city(plan, size_px, style, river=index % 3 == 1, rail=index % 3 == 2)
-    albedo = sensors.albedo_of(canvas, camera)
-    sun = float(camera.uniform(125, 235)), float(camera.uniform(32, 58))
-    height = np.maximum(canvas.top, canvas.crown)
-    return Scene(
-        image=sensors.photograph(canvas, albedo, sun, camera),
-        exact=sensors.majority(sensors.cover_from_above(canvas)),
-        height=sensors.mean2(sensors.inner(height)),
-        terrain=sensors.mean2(sensors.inner(canvas.terrain)),
-        points=sensors.scan(canvas, albedo[0], laser),
-        buildings=canvas.buildings,
-        streets=canvas.streets,
-        sun=sun,
-    )
-
-
-@dataclass(frozen=True)
 class _World:
-    """What determines a world; stored as world.json."""
+    """What determines a world; stored as world.json. `kinds` is None where the usual ones take turns."""
 
     seed: int
     pretrain: int
@@ -127,10 +65,23 @@ class _World:
     size_px: int
     generator: str = "city"
     version: int = 0
+    kinds: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.version == 0:
             object.__setattr__(self, "version", VERSIONS[self.generator])
+        if self.kinds is not None:  # the usual ones by name are the same world as none
+            object.__setattr__(self, "kinds", tuple(self.kinds) if tuple(self.kinds) != self.usual else None)
+        check_kinds(self.generator, self.kinds)
+
+    @property
+    def usual(self) -> tuple[str, ...]:
+        """The kinds that take turns where none are named."""
+        return KINDS[self.generator]
+
+    def text(self) -> str:
+        """What world.json holds; a world of the usual kinds says nothing of them."""
+        return json.dumps({key: value for key, value in asdict(self).items() if value is not None}, indent=1) + "\n"
 
     def scenes(self) -> list[tuple[str, int, int]]:
         """(name, split number, number in the split) of every scene, in order."""
@@ -154,7 +105,8 @@ def ensure_world(card: Card) -> None:
 
 
 def write_world(root: str | Path, *, seed: int, pretrain: int, finetune: int, validation: int, test: int,
-                size_px: int, generator: str = "city", workers: int = 1) -> Path:  # fmt: skip
+                size_px: int, generator: str = "city", kinds: Sequence[str] | None = None, workers: int = 1,
+                ) -> Path:  # fmt: skip
     """Write an embedded world as a static STAC catalogue; whole or absent.
 
     Args:
@@ -166,6 +118,7 @@ def write_world(root: str | Path, *, seed: int, pretrain: int, finetune: int, va
         test: See `pretrain`.
         size_px: Side of a scene in pixels, of 1 m in the city and of 10 m on the globe.
         generator: "city" or "globe".
+        kinds: Styles of the city or biomes of the globe that take turns; the usual ones if None.
         workers: Processes to share the scenes among; the result does not depend on it.
 
     Returns:
@@ -174,8 +127,10 @@ def write_world(root: str | Path, *, seed: int, pretrain: int, finetune: int, va
     Raises:
         FileExistsError: `root` holds something that is no embedded world; it is left alone.
         RuntimeError: A process failed; the message ends with what it said.
+        ValueError: A kind that the generator does not know.
     """
-    root, world = Path(root), _World(seed, pretrain, finetune, validation, test, size_px, generator)
+    kinds = None if kinds is None else tuple(kinds)
+    root, world = Path(root), _World(seed, pretrain, finetune, validation, test, size_px, generator, kinds=kinds)
     if root.exists() and not (root / "world.json").is_file() and any(root.iterdir()):
         raise FileExistsError(
             f"{root} holds files but no world.json, so it is no embedded world and will not be overwritten; "
@@ -185,7 +140,7 @@ def write_world(root: str | Path, *, seed: int, pretrain: int, finetune: int, va
     scratch = root.parent / f".{root.name}.{os.getpid()}.tmp"
     scratch.mkdir(parents=True)
     try:
-        (scratch / "world.json").write_text(json.dumps(asdict(world), indent=1) + "\n")
+        (scratch / "world.json").write_text(world.text())
         _write_scenes(scratch, world, workers)
         _catalogue(scratch, world)
         _publish(scratch, root, world)
@@ -272,10 +227,10 @@ def _write_part(folder: Path, part: int, parts: int, parent: int | None = None) 
             return
         seed = np.random.SeedSequence(world.seed, spawn_key=(split, index))
         if world.generator == "globe":
-            place = make_place(seed, world.size_px, index + _TURN[split])
+            place = make_place(seed, world.size_px, index + _TURN[split], world.kinds or world.usual)
             about = write_place(folder / name, place, place_grid(place.biome, number, world.size_px))
         else:
-            scene = city_scene(seed, world.size_px, index)
+            scene = city_scene(seed, world.size_px, index, world.kinds or world.usual)
             write_scene(folder / name, scene, scene_grid(number, world.size_px))
             about = {**_sun(scene.sun), "points": len(scene.points)}
         (folder / name / "scene.json").write_text(json.dumps(about) + "\n")
@@ -304,7 +259,7 @@ def write_scene(folder: Path, scene: Scene, grid: GeoBox, *, footprints: bool = 
 
 def place_grid(biome: str, number: int, size_px: int) -> GeoBox:
     """Grid of the place of a running number in the UTM zone of its biome; no two places overlap."""
-    code, northing, _ = globe.BIOMES[biome]
+    code, northing, _ = globe.GROUNDS[biome]
     row, column = divmod(number, _COLUMNS)
     x, y = 300_000 + 48_000 * column, northing - 24_000 * row
     return GeoBox((size_px, size_px), Affine(10, 0, x, 0, -10, y), f"EPSG:{code}")

@@ -5,128 +5,20 @@ Every filler gets the scene under construction and one block (u0, u1, v0, v1), m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 
-from nbutils.worlds.canvas import GRASS, PAVED, SOIL, STEP_M, WATER, Canvas, Streets, smooth_noise
-
-Block = tuple[float, float, float, float]
-# Reflectance of near infrared, red, green, blue. Roofs deliberately share their colours with roads, pavement and soil.
-_ASPHALT, _CONCRETE = (0.135, 0.125, 0.120, 0.115), (0.33, 0.31, 0.285, 0.25)
-_LUSH, _DRY = (0.47, 0.085, 0.125, 0.060), (0.36, 0.20, 0.19, 0.115)
-_EARTH, _SAND = (0.30, 0.215, 0.160, 0.110), (0.40, 0.34, 0.27, 0.20)
-_ROOFS = (
-    (0.13, 0.12, 0.118, 0.117),  # tar and dark shingle: as asphalt
-    (0.19, 0.175, 0.165, 0.155),  # weathered shingle: as old asphalt and gravel
-    (0.27, 0.205, 0.160, 0.125),  # brown shingle: as soil
-    (0.34, 0.315, 0.29, 0.26),  # gravelled flat roof: as concrete
-    (0.36, 0.23, 0.135, 0.095),  # clay tile
-    (0.56, 0.55, 0.54, 0.52),  # white membrane
-    (0.24, 0.235, 0.245, 0.255),  # sheet metal
-)
-_CARS = ((0.62, 0.60, 0.60, 0.59), (0.06, 0.04, 0.04, 0.045), (0.33, 0.32, 0.32, 0.32), (0.30, 0.34, 0.05, 0.05),
-         (0.20, 0.06, 0.10, 0.28), (0.16, 0.14, 0.13, 0.12))  # fmt: skip
+from nbutils.worlds.canvas import GRASS, PAVED, SOIL, STEP_M, WATER, smooth_noise
+from nbutils.worlds.plan import Block, Plan
 
 
-@dataclass
-class Plan:
-    """One scene under construction: the canvas, its streets, its random numbers and its materials."""
-
-    canvas: Canvas
-    streets: Streets
-    rng: np.random.Generator
-    style: str
-    green: float  # how leafy the scene is, about 0.6 .. 1.4
-    ids: dict[str, int | list[int]] = field(default_factory=dict)
-    uv: tuple = ()  # street coordinates of every cell, set when the streets are drawn
-    walk: float = 3.0  # width of the strip between roadway and blocks, metres
-
-    def __post_init__(self) -> None:
-        rng, add = self.rng, self.canvas.add_material
-
-        def shade(colour, spread=0.12, tint=0.025):
-            return np.array(colour) * rng.normal(1, spread) * rng.normal(1, tint, 4)
-
-        dry = rng.uniform(0.0, 0.7)
-        lawns = [np.array(_LUSH) * (1 - d) + np.array(_DRY) * d for d in np.clip(rng.normal(dry, 0.2, 6), 0, 1)]
-        self.ids = {
-            "lawn": [add(shade(c, 0.06), np.array(_DRY) * 0.95, 0.07) for c in lawns],
-            "asphalt": [
-                add(shade(np.array(_ASPHALT) * g, 0.05), shade(np.array(_ASPHALT) * g * rng.uniform(0.75, 1.3)), 0.035)
-                for g in rng.uniform(0.65, 1.65, 9)
-            ],
-            "concrete": [add(shade(np.array(_CONCRETE) * g), shade(_CONCRETE), 0.04) for g in (0.6, 0.8, 0.9, 1, 1.1)],
-            "soil": [add(shade(_EARTH, 0.15), shade(_SAND), 0.08) for _ in range(4)],
-            "roof": [add(shade(c, 0.16, 0.05), None, 0.05) for c in _ROOFS for _ in range(4)],
-            "car": [add(shade(c), None, 0.02) for c in _CARS for _ in range(2)],
-            "tree": [add(_leaves(rng), _leaves(rng), 0.17) for _ in range(14)],
-            "paint": add((0.42, 0.41, 0.40, 0.36), (0.26, 0.25, 0.24, 0.21), 0.1),
-            "yellow": add((0.40, 0.38, 0.30, 0.12), (0.26, 0.25, 0.22, 0.14), 0.1),
-            "glass": add((0.05, 0.05, 0.06, 0.07), None, 0.02),
-            "water": add(shade((0.020, 0.035, 0.050, 0.045), 0.25, 0.15), shade((0.03, 0.06, 0.07, 0.05)), 0.10),
-            "pool": add((0.03, 0.16, 0.36, 0.42), None, 0.05),
-            "gravel": add(shade((0.20, 0.185, 0.165, 0.145)), shade((0.15, 0.135, 0.115, 0.10)), 0.13),
-            "rail": add((0.10, 0.085, 0.07, 0.065), (0.30, 0.28, 0.27, 0.27), 0.05),
-            "court": add(shade((0.22, 0.11, 0.19, 0.14)), shade((0.26, 0.25, 0.12, 0.09)), 0.03),
-        }
-
-    def pick(self, name: str) -> int:
-        """One of the materials of a kind."""
-        ids = self.ids[name]
-        return int(ids[self.rng.integers(len(ids))]) if isinstance(ids, list) else ids
-
-    def tree_at(self, x: float, y: float, size: float = 1.0) -> None:
-        """One tree of random size, crown and colour; the smallest are shrubs."""
-        rng = self.rng
-        radius = float(np.clip(rng.lognormal(np.log(3.1 * size), 0.38), 0.9, 8.5))
-        height = float(np.clip(radius * rng.uniform(1.6, 3.4) + rng.uniform(0, 3), 1.2, 26))
-        self.canvas.tree(x, y, radius, height, self.pick("tree"), rng)
-
-    def shrub_at(self, x: float, y: float) -> None:
-        """A shrub below the canopy height."""
-        rng = self.rng
-        self.canvas.tree(x, y, rng.uniform(0.6, 1.5), rng.uniform(0.8, 2.3), self.pick("tree"), rng)
-
-    def car_at(self, x: float, y: float, angle: float) -> None:
-        """A car with its windscreen, now and then a van or a lorry."""
-        rng, canvas = self.rng, self.canvas
-        size = 0 if rng.random() < 0.88 else 1 if rng.random() < 0.7 else 2
-        half, wide, height = ((2.25, 0.95, 1.45), (2.8, 1.05, 2.2), (5.0, 1.25, 3.5))[size]
-        if (canvas.cover[canvas.window(x, y, half)] == WATER).any():
-            return
-        canvas.box(x, y, angle, half, wide, height, self.pick("car"))
-        front = half * 0.42
-        where, p, q = canvas.local(x + front * np.cos(angle), y + front * np.sin(angle), angle, 1.2)
-        canvas.material[where][(np.abs(p) < 0.4) & (np.abs(q) < wide - 0.2)] = self.ids["glass"]
-
-    def block_mask(self, block: Block):
-        """Window around a block and the cells of it that nothing has taken."""
-        u0, u1, v0, v1 = block
-        u, v = np.meshgrid([u0, (u0 + u1) / 2, u1], [v0, (v0 + v1) / 2, v1])
-        x, y = self.streets.to_xy(u.ravel(), v.ravel())
-        reach = max(np.ptp(x), np.ptp(y)) / 2 + 6
-        where = self.canvas.window((x.min() + x.max()) / 2, (y.min() + y.max()) / 2, reach)
-        u, v = self.uv[0][where], self.uv[1][where]
-        inside = (u > u0) & (u < u1) & (v > v0) & (v < v1)
-        return where, inside & ~self.canvas.taken[where]
-
-
-def _leaves(rng: np.random.Generator) -> np.ndarray:
-    """Reflectance of a species: mostly green, a few copper or yellowing."""
-    green = np.array((0.47, 0.050, 0.082, 0.038)) * rng.normal(1, 0.16) * rng.normal(1, 0.10, 4)
-    other = np.array(((0.40, 0.105, 0.070, 0.045), (0.46, 0.150, 0.135, 0.050))[rng.integers(2)])
-    return np.clip(green if rng.random() < 0.85 else other, 0.01, None)
-
-
-def _cover_block(plan: Plan, block: Block, cover: int, material: int):
+def cover_block(plan: Plan, block: Block, cover: int, material: int):
     """Cover what is free of a block; returns its window and the free cells in it."""
     where, inside = plan.block_mask(block)
     plan.canvas.paint(where, inside, cover, material)
     return where, inside
 
 
-def _scatter_trees(plan: Plan, where, inside, per_ha: float, size: float = 1.0, shrubs: float = 0.2) -> None:
+def scatter_trees(plan: Plan, where, inside, per_ha: float, size: float = 1.0, shrubs: float = 0.2) -> None:
     """Trees in clumps on the free cells of a window, `per_ha` of them per hectare."""
     canvas, rng = plan.canvas, plan.rng
     free = np.flatnonzero((inside & ~canvas.taken[where]).ravel())
@@ -143,7 +35,7 @@ def _scatter_trees(plan: Plan, where, inside, per_ha: float, size: float = 1.0, 
         plan.shrub_at(x, y) if rng.random() < shrubs else plan.tree_at(x, y, size)
 
 
-def _roof_units(plan: Plan, x, y, angle, half_p, half_q, count: int) -> None:
+def roof_units(plan: Plan, x, y, angle, half_p, half_q, count: int) -> None:
     """Machines and stair heads on a flat roof."""
     rng = plan.rng
     for _ in range(count):
@@ -153,13 +45,13 @@ def _roof_units(plan: Plan, x, y, angle, half_p, half_q, count: int) -> None:
                         plan.pick("roof"))  # fmt: skip
 
 
-def _flat(plan: Plan, u, v, half_p, half_q, height, use, units, turn=0.0, material=None) -> bool:
+def flat(plan: Plan, u, v, half_p, half_q, height, use, units, turn=0.0, material=None) -> bool:
     """A flat-roofed building with its machines, placed in the street grid."""
     x, y, angle = plan.streets.place(u, v)
     material = plan.pick("roof") if material is None else material
     for scale in (1.0, 0.82, 0.65):  # where the plot is too tight, something smaller is built
         if plan.canvas.building(x, y, angle + turn, half_p * scale, half_q * scale, height, material, use=use):
-            _roof_units(plan, x, y, angle + turn, half_p * scale, half_q * scale, units)
+            roof_units(plan, x, y, angle + turn, half_p * scale, half_q * scale, units)
             return True
     return False
 
@@ -168,7 +60,7 @@ def _houses(plan: Plan, block: Block) -> None:
     """Detached houses on lots along the two long sides, with drives, sheds, hedges and gardens."""
     canvas, rng = plan.canvas, plan.rng
     u0, u1, v0, v1 = block
-    where, inside = _cover_block(plan, block, GRASS, plan.pick("lawn"))
+    where, inside = cover_block(plan, block, GRASS, plan.pick("lawn"))
     front, tones = rng.uniform(3.5, 7.5), [plan.pick("roof") for _ in range(4)]
     paving = plan.pick(("concrete", "asphalt")[rng.integers(2)])
     for edge, inward in ((u0, 1.0), (u1, -1.0)) if u1 - u0 > 36 else ((u0, 1.0),):
@@ -194,7 +86,7 @@ def _houses(plan: Plan, block: Block) -> None:
             if rng.random() < 0.35:
                 _hedge(plan, edge + inward * front, edge + inward * (front + deep + rng.uniform(4, 14)), v + lot)
             v += lot
-    _scatter_trees(plan, where, inside, 105, 1.1, 0.3)
+    scatter_trees(plan, where, inside, 105, 1.1, 0.3)
 
 
 def _garden(plan: Plan, edge, inward, back, drive_v, house_v, block_width, paving, front) -> None:
@@ -238,7 +130,7 @@ def _rows(plan: Plan, block: Block) -> None:
     """Attached houses with flat roofs along the two long sides, yards behind them."""
     rng, place = plan.rng, plan.streets.place
     u0, u1, v0, v1 = block
-    where, inside = _cover_block(plan, block, GRASS, plan.pick("lawn"))
+    where, inside = cover_block(plan, block, GRASS, plan.pick("lawn"))
     front, deep, wide = rng.uniform(0.8, 3.5), rng.uniform(11, 15.5), rng.uniform(5.6, 7.8)
     height, paving = rng.uniform(6.5, 11), plan.pick("concrete")
     for edge, inward in ((u0, 1.0), (u1, -1.0)) if u1 - u0 > 36 else ((u0, 1.0),):
@@ -257,7 +149,7 @@ def _rows(plan: Plan, block: Block) -> None:
             if not plan.canvas.taken[look].any():
                 plan.canvas.building(x, y, angle, depth / 2, wide / 2 + 0.1, height + rng.normal(0, 0.7),
                                      plan.pick("roof"), use="row house", wing=True)  # fmt: skip
-                _roof_units(plan, x, y, angle, depth / 2, wide / 2, int(rng.integers(0, 3)))
+                roof_units(plan, x, y, angle, depth / 2, wide / 2, int(rng.integers(0, 3)))
                 back = front + depth
                 if rng.random() < 0.35:
                     x, y, angle = place(edge + inward * (back + 1.8), at_v + rng.uniform(-1, 1))
@@ -266,7 +158,7 @@ def _rows(plan: Plan, block: Block) -> None:
                     x, y, angle = place(edge + inward * (back + rng.uniform(2, 6)), at_v)
                     plan.canvas.patch(x, y, angle, rng.uniform(1.5, 4), wide / 2 - 0.3, PAVED, plan.pick("concrete"))
             v += wide
-    _scatter_trees(plan, where, inside, 140, 1.0, 0.3)
+    scatter_trees(plan, where, inside, 140, 1.0, 0.3)
 
 
 def _ring(plan: Plan, block: Block) -> None:
@@ -275,7 +167,7 @@ def _ring(plan: Plan, block: Block) -> None:
     u0, u1, v0, v1 = block
     green = rng.random() < 0.65
     ground = (GRASS, plan.pick("lawn")) if green else (PAVED, plan.pick("concrete"))
-    where, inside = _cover_block(plan, block, *ground)
+    where, inside = cover_block(plan, block, *ground)
     deep, base = rng.uniform(12, 16), rng.uniform(11, 22)
     v = v0
     while v < v1 - 8:
@@ -284,17 +176,17 @@ def _ring(plan: Plan, block: Block) -> None:
             if rng.random() < 0.93:
                 half = length / 2 - (1.1 if rng.random() < 0.4 else 0.55)
                 height = max(base + rng.normal(0, 4), 5)
-                _flat(plan, u, v + length / 2, deep / 2, half, height, "block", int(rng.integers(1, 5)))
+                flat(plan, u, v + length / 2, deep / 2, half, height, "block", int(rng.integers(1, 5)))
         v += length
     for v in (v0 + deep / 2 + 1, v1 - deep / 2 - 1):
         if rng.random() < 0.8:
             half = (u1 - u0) / 2 - deep - 2.5
             if half > 4:
-                _flat(plan, (u0 + u1) / 2, v, half, deep / 2, base, "block", 4)
+                flat(plan, (u0 + u1) / 2, v, half, deep / 2, base, "block", 4)
     for v in np.arange(v0 + deep + 16, v1 - deep - 12, 30):
         if rng.random() < 0.45:
-            _flat(plan, (u0 + u1) / 2, v, (u1 - u0) / 2 - deep - 7, 8, rng.uniform(3.5, 12), "block", 2)
-    _scatter_trees(plan, where, inside, 60 if green else 25, 1.1, 0.2)
+            flat(plan, (u0 + u1) / 2, v, (u1 - u0) / 2 - deep - 7, 8, rng.uniform(3.5, 12), "block", 2)
+    scatter_trees(plan, where, inside, 60 if green else 25, 1.1, 0.2)
 
 
 def _towers(plan: Plan, block: Block) -> None:
@@ -303,7 +195,7 @@ def _towers(plan: Plan, block: Block) -> None:
     u0, u1, v0, v1 = block
     green = rng.random() < 0.72
     ground = (GRASS, plan.pick("lawn")) if green else (PAVED, plan.pick("concrete"))
-    where, inside = _cover_block(plan, block, *ground)
+    where, inside = cover_block(plan, block, *ground)
     x, y, angle = plan.streets.place((u0 + u1) / 2, (v0 + v1) / 2)
     canvas.patch(x, y, angle, (u1 - u0) / 2, 2.0, PAVED, plan.pick("concrete"))
     canvas.patch(x, y, angle, 2.0, (v1 - v0) / 2, PAVED, plan.pick("concrete"))
@@ -313,15 +205,15 @@ def _towers(plan: Plan, block: Block) -> None:
         height, tone = float(np.clip(rng.lognormal(3.3, 0.42), 14, 68)), plan.pick("roof")
         turn = (0, np.pi / 2)[rng.integers(2)]
         if rng.random() < 0.45:
-            _flat(plan, u, at_v, p + 4, q + 6, rng.uniform(4, 9), "podium", 0, turn)
+            flat(plan, u, at_v, p + 4, q + 6, rng.uniform(4, 9), "podium", 0, turn)
             x, y, angle = plan.streets.place(u, at_v)
             canvas.building(x, y, angle + turn, p * 0.8, q * 0.8, height, tone, use="tower", wing=True)
-        elif _flat(plan, u, at_v, p, q, height, "tower", 5, turn, tone) and rng.random() < 0.6:
+        elif flat(plan, u, at_v, p, q, height, "tower", 5, turn, tone) and rng.random() < 0.6:
             x, y, angle = plan.streets.place(u, at_v)
             canvas.building(x, y, angle + turn + np.pi / 2, p * 0.8, q * 0.75, height, tone, use="tower", wing=True)
     if rng.random() < 0.6:
-        _parking(plan, (u0, u0 + 17, v0 + 3, v1 - 3))
-    _scatter_trees(plan, where, inside, 75 if green else 22, 1.25, 0.15)
+        parking(plan, (u0, u0 + 17, v0 + 3, v1 - 3))
+    scatter_trees(plan, where, inside, 75 if green else 22, 1.25, 0.15)
 
 
 def _sheds(plan: Plan, block: Block) -> None:
@@ -329,10 +221,10 @@ def _sheds(plan: Plan, block: Block) -> None:
     canvas, rng = plan.canvas, plan.rng
     u0, u1, v0, v1 = block
     paving = plan.pick(("asphalt", "concrete")[rng.integers(2)])
-    where, inside = _cover_block(plan, block, PAVED, paving)
+    where, inside = cover_block(plan, block, PAVED, paving)
     if rng.random() < 0.5:
         v_mid = rng.uniform(v0, v1)
-        _cover_block(plan, (u0, u1, v_mid, min(v_mid + rng.uniform(15, 45), v1)), SOIL, plan.pick("soil"))
+        cover_block(plan, (u0, u1, v_mid, min(v_mid + rng.uniform(15, 45), v1)), SOIL, plan.pick("soil"))
     v = v0 + rng.uniform(2, 8)
     while v < v1 - 26:
         length = rng.uniform(22, 62)
@@ -340,7 +232,7 @@ def _sheds(plan: Plan, block: Block) -> None:
         u, at_v = (u0 + u1) / 2 + rng.uniform(-2, 2), v + half_q
         tone, height = plan.pick("roof"), rng.uniform(5, 11)
         if rng.random() < 0.5:
-            _flat(plan, u, at_v, half_p, half_q, height, "shed", int(rng.integers(2, 9)), material=tone)
+            flat(plan, u, at_v, half_p, half_q, height, "shed", int(rng.integers(2, 9)), material=tone)
         else:
             x, y, angle = plan.streets.place(u, at_v)
             any(canvas.building(x, y, angle, half_p * k, half_q * k, height, tone, "gable", 0.12, "shed")
@@ -354,14 +246,14 @@ def _sheds(plan: Plan, block: Block) -> None:
                 canvas.box(x, y, angle, rng.choice((3.05, 6.1)), 1.25, 2.6, plan.pick("car"))
             else:
                 plan.car_at(x, y, angle)
-    _scatter_trees(plan, where, inside, 14, 0.9, 0.4)
+    scatter_trees(plan, where, inside, 14, 0.9, 0.4)
 
 
-def _parking(plan: Plan, block: Block) -> None:
+def parking(plan: Plan, block: Block) -> None:
     """Rows of stalls with cars; asphalt like the streets'."""
     canvas, rng = plan.canvas, plan.rng
     u0, u1, v0, v1 = block
-    where, inside = _cover_block(plan, block, PAVED, plan.pick("asphalt"))
+    where, inside = cover_block(plan, block, PAVED, plan.pick("asphalt"))
     full = rng.uniform(0.25, 0.85)
     lines = plan.uv[0][where] - np.float32(u0 + 3.0)
     stalls = inside & (lines % 16.5 < 5.2) & ((plan.uv[1][where] - np.float32(v0)) % 2.7 < 0.5)
@@ -383,17 +275,17 @@ def _lot(plan: Plan, block: Block) -> None:
     if rng.random() < 0.7:
         cut = v0 + (v1 - v0) * rng.uniform(0.25, 0.5)
         tone = plan.pick("roof")
-        _flat(plan, (u0 + u1) / 2, (v0 + cut) / 2, (u1 - u0) / 2 - 2, (cut - v0) / 2 - 2, rng.uniform(4, 7), "shop", 6,
+        flat(plan, (u0 + u1) / 2, (v0 + cut) / 2, (u1 - u0) / 2 - 2, (cut - v0) / 2 - 2, rng.uniform(4, 7), "shop", 6,
               material=tone)  # fmt: skip
         v0 = cut
-    _parking(plan, (u0, u1, v0, v1))
+    parking(plan, (u0, u1, v0, v1))
 
 
 def _park(plan: Plan, block: Block) -> None:
     """Lawns, woods, paths, sometimes a pond, a ball field or courts."""
     canvas, rng = plan.canvas, plan.rng
     u0, u1, v0, v1 = block
-    where, inside = _cover_block(plan, block, GRASS, plan.pick("lawn"))
+    where, inside = cover_block(plan, block, GRASS, plan.pick("lawn"))
     u, v = plan.uv[0][where], plan.uv[1][where]
     for _ in range(int(rng.integers(1, 4))):
         a, b, k = rng.uniform(u0, u1), rng.uniform(-0.5, 0.5), rng.uniform(0.03, 0.08)
@@ -420,15 +312,15 @@ def _park(plan: Plan, block: Block) -> None:
             canvas.taken[canvas.window(x, y, 6)] = True
     dense = smooth_noise(rng, max(inside.shape), 70)[: inside.shape[0], : inside.shape[1]]
     wood = inside & (dense > rng.uniform(-0.4, 0.6))
-    _scatter_trees(plan, where, wood, 230, 1.15, 0.12)
-    _scatter_trees(plan, where, inside, 16, 1.2, 0.3)
+    scatter_trees(plan, where, wood, 230, 1.15, 0.12)
+    scatter_trees(plan, where, inside, 16, 1.2, 0.3)
 
 
 def _site(plan: Plan, block: Block) -> None:
     """A building site or vacant lot: bare soil, heaps, machines, now and then the shell of a building."""
     canvas, rng = plan.canvas, plan.rng
     u0, u1, v0, v1 = block
-    where, inside = _cover_block(plan, block, SOIL, plan.pick("soil"))
+    where, inside = cover_block(plan, block, SOIL, plan.pick("soil"))
     weeds = inside & (smooth_noise(rng, max(inside.shape), 22)[: inside.shape[0], : inside.shape[1]] > 1.0)
     canvas.paint(where, weeds, GRASS, plan.pick("lawn"))
     for _ in range(int((u1 - u0) * (v1 - v0) / 500)):
@@ -441,9 +333,9 @@ def _site(plan: Plan, block: Block) -> None:
         if rng.random() < 0.5:
             plan.car_at(x + rng.uniform(-9, 9), y + rng.uniform(-9, 9), angle)
     if rng.random() < 0.55:
-        _flat(plan, (u0 + u1) / 2, rng.uniform(v0 + 18, max(v1 - 18, v0 + 19)), rng.uniform(8, 14), rng.uniform(8, 14),
+        flat(plan, (u0 + u1) / 2, rng.uniform(v0 + 18, max(v1 - 18, v0 + 19)), rng.uniform(8, 14), rng.uniform(8, 14),
               rng.uniform(3, 14), "shell", 3, material=plan.pick("concrete"))  # fmt: skip
-    _scatter_trees(plan, where, inside, 12, 0.8, 0.6)
+    scatter_trees(plan, where, inside, 12, 0.8, 0.6)
 
 
 FILLERS = {"houses": _houses, "rows": _rows, "ring": _ring, "towers": _towers, "sheds": _sheds, "park": _park,

@@ -160,6 +160,55 @@ class Canvas:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How a style lays out its streets; (low, high) are metres to draw from.
+
+    Attributes:
+        u_gap: From one street of the first direction to the next.
+        v_gap: See `u_gap`, of the second direction.
+        narrow: Width of most streets.
+        wide: Width of every fourth.
+        broad_m: Streets wider than this have lanes and zebras, are never interrupted, and cross rivers.
+        open: Share of cross streets that go through.
+        bend: How winding, relative to the usual.
+        wave: Length of the bends.
+        walk: Width of the strip between roadway and blocks.
+        verge: Width of the grass between roadway and pavement.
+        marked: Whether the roadways are painted.
+        parked: Share of kerb places with a car.
+        kerb_trees: Share of kerb places with a tree.
+    """
+
+    u_gap: tuple[float, float] = (68, 104)
+    v_gap: tuple[float, float] = (110, 210)
+    narrow: tuple[float, float] = (8.5, 11.5)
+    wide: tuple[float, float] = (15, 20)
+    broad_m: float = 14
+    open: float = 0.8
+    bend: float = 1.0
+    wave: tuple[float, float] = (260, 520)
+    walk: tuple[float, float] = (2.6, 3.4)
+    verge: float = 1.3
+    marked: bool = True
+    parked: tuple[float, float] = (0.25, 0.7)
+    kerb_trees: float = 0.75
+
+
+_TIGHT = Layout((62, 84), (95, 160), bend=0.35, walk=(3.0, 4.2), verge=0.0)
+LAYOUTS = {
+    "suburb": Layout(),
+    "rows": _TIGHT,
+    "centre": _TIGHT,
+    "industry": Layout(verge=0.0),
+    "campus": Layout(),
+    "oldtown": Layout((34, 56), (48, 96), (4.6, 6.6), (7.0, 9.5), 6.9, 0.62, 1.25, (120, 250), (0.7, 1.5), 0.0, False,
+                      (0.02, 0.12), 0.03),
+    "estate": Layout((150, 220), (150, 260), (12, 14), (21, 27), bend=0.5, walk=(5.0, 7.0), verge=3.2,
+                     parked=(0.05, 0.3), kerb_trees=0.45),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Streets:
     """A street grid: rotated by `turn`, warped by two slow waves, with its own spacing and widths."""
 
@@ -176,20 +225,20 @@ class Streets:
     def draw(cls, rng: np.random.Generator, size_px: int, style: str) -> Streets:
         """Draw the layout of one scene."""
         reach = size_px * 0.75 + 60
-        tight = style in ("centre", "rows")
+        layout = LAYOUTS[style]
 
         def lines(low: float, high: float):
             gaps = rng.uniform(low, high, int(2 * reach / low) + 2)
             at = np.cumsum(gaps) - gaps[0] - reach - rng.uniform(0, high)
             wide = (np.arange(len(at)) + rng.integers(4)) % 4 == 0
-            return at, np.where(wide, rng.uniform(15, 20, len(at)), rng.uniform(8.5, 11.5, len(at)))
+            return at, np.where(wide, rng.uniform(*layout.wide, len(at)), rng.uniform(*layout.narrow, len(at)))
 
-        u, u_width = lines(*((62, 84) if tight else (68, 104)))
-        v, v_width = lines(*((95, 160) if tight else (110, 210)))
-        is_open = (rng.random((len(u) + 1, len(v))) < 0.8) | (v_width > 14)
+        u, u_width = lines(*layout.u_gap)
+        v, v_width = lines(*layout.v_gap)
+        is_open = (rng.random((len(u) + 1, len(v))) < layout.open) | (v_width > layout.broad_m)
         is_open[:, [0, -1]] = True
-        bend = rng.uniform(0.2, 1.0) * (0.35 if tight else 1.0)
-        length = rng.uniform(260, 520, 3)
+        bend = rng.uniform(0.2, 1.0) * layout.bend
+        length = rng.uniform(*layout.wave, 3)
         heading = rng.uniform(0, 2 * np.pi, 3)
         k = 2 * np.pi / length
         amplitude = bend * length[:, None] * rng.uniform(-0.035, 0.035, (3, 2))

@@ -8,10 +8,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from nbutils.worlds.blocks import FILLERS, Block, Plan
-from nbutils.worlds.canvas import GRASS, MARGIN_M, PAVED, RAIL, ROAD, WATER, Canvas, Streets, ribbon, smooth_noise
+from nbutils.worlds import KINDS, blocks_elsewhere
+from nbutils.worlds.blocks import FILLERS
+from nbutils.worlds.canvas import (
+    GRASS,
+    LAYOUTS,
+    MARGIN_M,
+    PAVED,
+    RAIL,
+    ROAD,
+    WATER,
+    Canvas,
+    Streets,
+    ribbon,
+    smooth_noise,
+)
+from nbutils.worlds.plan import Block, Plan, palette_of
 
-STYLES = ("suburb", "rows", "centre", "industry", "campus")
+STYLES = KINDS["city"]
 _MIX = {  # how often each kind of block, in the order of FILLERS, occurs in a scene of each style
     "suburb": (0.69, 0.07, 0.01, 0.05, 0.04, 0.08, 0.02, 0.04),
     "rows": (0.12, 0.54, 0.10, 0.06, 0.03, 0.07, 0.03, 0.05),
@@ -27,7 +41,7 @@ def build_city(rng: np.random.Generator, size_px: int, style: str, river: bool, 
     Args:
         rng: Source of everything random in it.
         size_px: Side of the scene, metres (= pixels of the image).
-        style: One of `STYLES`, the mix of blocks.
+        style: One of `LAYOUTS`: streets, materials and the mix of blocks.
         river: Whether a river crosses it.
         rail: Whether a railway crosses it.
 
@@ -37,14 +51,14 @@ def build_city(rng: np.random.Generator, size_px: int, style: str, river: bool, 
     Raises:
         ValueError: Unknown style.
     """
-    if style not in _MIX:
-        raise ValueError(f"unknown style {style!r} of a city scene; known: {', '.join(STYLES)}")
+    if style not in LAYOUTS:
+        raise ValueError(f"unknown style {style!r} of a city scene; known: {', '.join(LAYOUTS)}")
     canvas = Canvas(size_px)
     n = canvas.n
     tilt = rng.uniform(-0.02, 0.02, 2).astype(np.float32)
     canvas.terrain += tilt[0] * canvas.x + tilt[1] * canvas.y + rng.uniform(0.6, 2.0) * smooth_noise(rng, n, 260)
     canvas.terrain += np.float32(rng.uniform(12, 30))
-    plan = Plan(canvas, Streets.draw(rng, size_px, style), rng, style, rng.uniform(0.6, 1.45))
+    plan = Plan(canvas, Streets.draw(rng, size_px, style), rng, style, rng.uniform(*palette_of(style).leafy))
     canvas.material[:] = plan.pick("lawn")
     to_u, to_v = _streets(plan)
     _centre_lines(plan)
@@ -55,9 +69,10 @@ def build_city(rng: np.random.Generator, size_px: int, style: str, river: bool, 
     if style in ("centre", "campus") or rng.random() < 0.25:
         _avenue(plan)
     canvas.barred = canvas.taken.copy()
-    kinds = list(FILLERS)
+    mix = blocks_elsewhere.MIX.get(style) or dict(zip(FILLERS.values(), _MIX[style], strict=True))
+    fillers, shares = list(mix), list(mix.values())
     for block in _blocks(plan):
-        FILLERS[kinds[rng.choice(len(kinds), p=_MIX[style])]](plan, block)
+        fillers[rng.choice(len(fillers), p=shares)](plan, block)
     _street_life(plan)
     return canvas
 
@@ -80,10 +95,9 @@ def _streets(plan: Plan):
     to_u, which_u = nearest(u, s.u, s.u_width, column)
     to_v, which_v = nearest(v, s.v, s.v_width, row, s.open)
     away = np.minimum(to_u, to_v)
-    walk = rng.uniform(3.0, 4.2) if plan.style in ("centre", "rows") else rng.uniform(2.6, 3.4)
-    strip = 0.0 if plan.style in ("centre", "rows", "industry") else 1.3
-    plan.walk = walk
-    pavement = (away < walk) & (away > strip)
+    layout = LAYOUTS[plan.style]
+    plan.walk = walk = rng.uniform(*layout.walk)
+    pavement = (away < walk) & (away > layout.verge)
     canvas.paint(..., pavement, PAVED, plan.pick("concrete"))
     road = away < 0
     asphalt = np.array(plan.ids["asphalt"], np.uint16)
@@ -96,7 +110,9 @@ def _streets(plan: Plan):
         (v, u, to_v, to_u, s.v, s.v_width, which_v),
     ):
         off = np.abs(t - at[which].astype(np.float32))
-        broad = width[which] > 14
+        if not layout.marked:
+            break
+        broad = width[which] > layout.broad_m
         clear = (edge < 0) & (crossing > 4)
         centre = clear & (off < 0.35) & (broad | (along % 9 < 3))
         lanes = clear & broad & (np.abs(off - 3.4) < 0.3) & (along % 9 < 3)
@@ -146,9 +162,9 @@ def _river(plan: Plan, road) -> None:
     shore = np.abs(d) - half + 1.5 * smooth_noise(rng, canvas.n, 24) - 1.0 * smooth_noise(rng, canvas.n, 9) * 0.4
     water = shore < 0
     u, v = plan.uv
-    broad = np.zeros_like(water)
+    broad, bridged = np.zeros_like(water), LAYOUTS[plan.style].broad_m
     for t, at, width in ((u, s.u, s.u_width), (v, s.v, s.v_width)):
-        for a, w in zip(at[width > 14], width[width > 14], strict=True):
+        for a, w in zip(at[width > bridged], width[width > bridged], strict=True):
             broad |= np.abs(t - np.float32(a)) < w / 2
     level = np.float32(canvas.terrain[water].min() - 2.2) if water.any() else np.float32(0)
     ease = np.clip(shore / 10, 0, 1) ** 0.7
@@ -199,10 +215,10 @@ def _blocks(plan: Plan) -> list[Block]:
 
 def _street_life(plan: Plan) -> None:
     """Parked and moving cars, and trees along the kerbs."""
-    canvas, s, rng = plan.canvas, plan.streets, plan.rng
+    canvas, s, rng, layout = plan.canvas, plan.streets, plan.rng, LAYOUTS[plan.style]
     reach = canvas.size_px * 0.75
     spacing = rng.uniform(8, 14) / plan.green
-    parked = rng.uniform(0.25, 0.7)
+    parked = rng.uniform(*layout.parked)
     for swap, at, width in ((False, s.u, s.u_width), (True, s.v, s.v_width)):
         cross, cross_width = (s.u, s.u_width) if swap else (s.v, s.v_width)
         for t, w in zip(at, width, strict=True):
@@ -213,7 +229,7 @@ def _street_life(plan: Plan) -> None:
                 for along, offset, share, what in (
                     (cars[~near], side * (w / 2 - 1.2), parked, "car"),
                     (cars[~near], side * w / 4, 0.035, "car"),
-                    (trees, side * (w / 2 + 0.9), 0.75, "tree"),
+                    (trees, side * (w / 2 + 0.9), layout.kerb_trees, "tree"),
                 ):
                     along = along[rng.random(len(along)) < share]
                     across = np.full(len(along), t + offset)

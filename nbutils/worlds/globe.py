@@ -1,4 +1,4 @@
-"""The ground of the embedded world `globe`: places of seven biomes, drawn on cells of 5 m.
+"""The ground of the embedded world `globe`: places of several biomes, drawn on cells of 5 m.
 
 A place is a `Land`: which surface lies where now, which lay there when the land-cover product was made, parcels of
 land use, heights, and vigour (how well what grows there grows). Surfaces are finer than any legend: each one says what
@@ -70,7 +70,7 @@ _NUMBERS = ("rough", "buried", "poor_percent", "rich_percent")
 SURFACES = tuple(Surface(**row | {key: float(row[key]) for key in _NUMBERS}) for row in read_table("surfaces"))
 IDS = {surface.name: number for number, surface in enumerate(SURFACES)}
 
-# name: (EPSG code of the UTM zone, northing in metres, latitude in degrees)
+# name: (EPSG code of the UTM zone, northing in metres, latitude in degrees); in the order of KINDS
 BIOMES = {
     "farmland": (32631, 5_330_000, 48.1),
     "arid": (32631, 1_510_000, 13.6),
@@ -80,6 +80,7 @@ BIOMES = {
     "forest": (32634, 6_200_000, 55.9),
     "coast": (32630, 5_240_000, 47.3),
 }
+GROUNDS = BIOMES | {"savanna": (32735, 8_300_000, -15.4)}  # and those that are only drawn by name
 
 
 def names(legend_name: str) -> NDArray[np.uint8]:
@@ -119,7 +120,7 @@ class Land:
     Attributes:
         rng: Source of everything random in it.
         n: Side in cells.
-        biome: One of `BIOMES`.
+        biome: One of `GROUNDS`.
         surface: Number of the surface of each cell, (n, n).
         before: The same some years ago, when the product was made.
         parcel: Number of the parcel each cell belongs to, 0 outside parcels.

@@ -1,11 +1,11 @@
-"""The seven biomes of the embedded world `globe`: how the land lies, what is wild, tilled and built in each."""
+"""The biomes of the embedded world `globe`: how the land lies, what is wild, tilled and built in each."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
 
-from nbutils.worlds.globe import BIOMES, CELL_M, Land, distance, farm, forest, quarry, river, road, settle
+from nbutils.worlds.globe import CELL_M, GROUNDS, Land, distance, farm, forest, quarry, river, road, settle
 
 _CROPS = {"winter cereal": 0.30, "maize": 0.17, "rapeseed": 0.11, "root crop": 0.08, "ley": 0.07, "fallow": 0.03}
 
@@ -217,7 +217,57 @@ def _coast(land: Land) -> None:
         land.put(line & ~sea & ~marsh, "road")
 
 
-_BUILDERS = dict(zip(BIOMES, (_farmland, _arid, _mountain, _city, _wetland, _forest, _coast), strict=True))
+def _savanna(land: Land) -> None:
+    """Parkland of grass and scattered trees, gallery forest, burnt patches, plots round villages, dirt tracks."""
+    rng, n = land.rng, land.n
+    land.height = 1100 + 20 * land.noise(5, n)
+    lean, fine = land.noise(3.6, 0.4 * n), land.noise(2.2, 30)
+    land.put(lean > -9, "steppe")
+    for low, name in ((rng.uniform(0.1, 0.7), "open shrub"), (rng.uniform(0.7, 1.4), "dry shrub")):
+        land.put(lean + 0.5 * fine > low, name)
+    wood = land.noise(3.4, 0.5 * n)
+    land.put(wood + 0.5 * fine > rng.uniform(0.5, 1.4), "dry woodland")
+    lone = ndimage.gaussian_filter(rng.standard_normal((n, n), dtype=np.float32), 1.0)  # crowns of 10 to 20 m
+    land.put(
+        (lone / lone.std() - 0.4 * wood < -rng.uniform(1.5, 2.0)) & land.has("steppe", "open shrub"), "dry woodland"
+    )
+    fires = land.patches(rng.uniform(0.1, 0.3), 0.35 * n, 3.2) & land.has("steppe", "open shrub")
+    land.put(fires, "burnt grass", new=True)
+    land.put(fires & (lean > 0), "burnt grass")  # elsewhere the fire came after the product
+    for _ in range(int(rng.integers(2, 5))):
+        at = land.somewhere(0.1, 0.9)
+        plots = np.hypot(land.x - at[0], land.y - at[1]) / rng.uniform(60, 130) + 0.35 * land.noise(3, 60) < 1
+        farm(land, plots, {"millet": 0.46, "maize": 0.12, "fallow": 0.17, "steppe": 0.13, "open shrub": 0.12}, width=7,
+             length=9, district=40, hedges=0.05, lanes=0.0)  # fmt: skip
+        for _ in range(2):
+            land.put(distance(land.course(at, 0.5, 0.5 * n)) < 0.8, "dusty yard")
+        settle(land, at, rng.uniform(16, 42), works=0.02, dry=True)
+    hills = (land.height > np.quantile(land.height, rng.uniform(0.95, 0.99))) & (fine > 0.1)
+    land.put(hills, "rock")
+    land.put(hills & (fine > 1.3), "dry shrub")
+    for k in range(int(rng.integers(2, 4))):
+        away = distance(land.course(land.somewhere(), rng.uniform(0.7, 1.2), rng.uniform(80, 180)))
+        half = rng.uniform(1.0, 3.5) if k == 0 else 0.6
+        plain = away < rng.uniform(8, 16) + 6 * lean  # seasonally flooded grassland along the stream
+        land.put(plain, "reeds" if rng.random() < 0.5 else "steppe")
+        land.put(away < half + rng.uniform(2.5, 6) + 1.5 * fine, "gallery forest")
+        if k == 0:
+            land.put((away < half + 1.5) & (fine > 0.4), "sand")
+            land.put(away < half, "river")
+        land.parcel[plain | (away < half + 6)] = 0
+    if rng.random() < 0.6:
+        at = land.somewhere()
+        pond = np.hypot(land.x - at[0], land.y - at[1]) / rng.uniform(8, 20) + 0.3 * land.noise(3, 40)
+        land.put(pond < 1.3, "sand")
+        land.put(pond < 1, "lake")
+        land.parcel[pond < 1.3] = 0
+    if rng.random() < 0.5:
+        road(land, land.somewhere(), 0.9, 0.2)
+    if rng.random() < 0.35:
+        quarry(land, land.somewhere(), rng.uniform(10, 22))
+
+
+_BUILDERS = dict(zip(GROUNDS, (_farmland, _arid, _mountain, _city, _wetland, _forest, _coast, _savanna), strict=True))
 
 
 def build_land(rng: np.random.Generator, n: int, biome: str) -> Land:
@@ -226,7 +276,7 @@ def build_land(rng: np.random.Generator, n: int, biome: str) -> Land:
     Args:
         rng: Source of everything random in it.
         n: Side in cells of 5 m.
-        biome: One of `BIOMES`.
+        biome: One of `GROUNDS`.
 
     Returns:
         The finished land.

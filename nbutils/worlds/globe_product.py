@@ -25,7 +25,8 @@ from rasterio.features import sieve
 from scipy import ndimage, special
 
 from nbutils import legend
-from nbutils.worlds.globe import BIOMES, SURFACES, Land, names, to_pixels
+from nbutils.worlds import KINDS
+from nbutils.worlds.globe import SURFACES, Land, names, to_pixels
 from nbutils.worlds.globe_biomes import build_land
 from nbutils.worlds.globe_sensor import CLOUD, SEASONS, SHADOW, Shot, canvas_cells, observe, survey
 
@@ -101,7 +102,7 @@ class Place:
     """One place of the globe in memory, pixels of 10 m.
 
     Attributes:
-        biome: One of `globe.BIOMES`.
+        biome: One of `globe.GROUNDS`.
         shots: An image with its clouds for every season of `globe_sensor.SEASONS`.
         exact: Class maps in the legends dw9, dfc8 and osm13, each (H, W), uint8.
         product: A noisy map in the legend dw9, shape (H, W), uint8.
@@ -113,13 +114,15 @@ class Place:
     product: NDArray[np.uint8]
 
 
-def make_place(seed: int | np.random.SeedSequence, size_px: int, index: int = 0) -> Place:
+def make_place(seed: int | np.random.SeedSequence, size_px: int, index: int = 0,
+               kinds: tuple[str, ...] = KINDS["globe"]) -> Place:  # fmt: skip
     """Make one place; everything random in it follows from the seed.
 
     Args:
         seed: What everything random follows from.
         size_px: Side in pixels of 10 m, at least 48.
         index: Number of the place; consecutive places take turns in biome.
+        kinds: The biomes that take turns.
 
     Raises:
         ValueError: `size_px` below 48.
@@ -129,7 +132,7 @@ def make_place(seed: int | np.random.SeedSequence, size_px: int, index: int = 0)
     root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     keys = [np.random.SeedSequence(root.entropy, spawn_key=(*root.spawn_key, k)) for k in range(3)]
     ground, light, mapping = (np.random.default_rng(key) for key in keys)
-    biome = list(BIOMES)[index % len(BIOMES)]
+    biome = kinds[index % len(kinds)]
     cells, rim = canvas_cells(size_px)
     land = build_land(ground, cells, biome)
     plot = survey(land, light)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from nbutils.worlds.globe import BIOMES, CELL_M, IDS, SURFACES, Field, Land, fractal, read_table
+from nbutils.worlds.globe import CELL_M, GROUNDS, IDS, SURFACES, Field, Land, fractal, read_table
 
 BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 SUPPORT_M = (60, 10, 10, 10, 20, 20, 20, 10, 20, 60, 60, 20, 20)
@@ -85,7 +85,7 @@ class Plot:
 
 def survey(land: Land, rng: np.random.Generator) -> Plot:
     """Draw what makes this place differ from others of its biome, and its parcels from one another."""
-    reddish = {"arid": 0.75}.get(land.biome, 0.0) * rng.uniform(0.3, 1.3)
+    reddish = {"arid": 0.75, "savanna": 0.9}.get(land.biome, 0.0) * rng.uniform(0.3, 1.3)
     dark = rng.uniform(0.62, 1.15) if land.biome != "arid" else rng.uniform(1.1, 1.45)
     red = np.array((0.82, 0.82, 0.92, 1.22, 1.3, 1.28, 1.26, 1.24, 1.22, 1.22, 1, 1.24, 1.26), np.float32)
     tint = {name: spectrum * np.exp(_wander(rng, 0.05)) for name, spectrum in _KNOWN.items()}
@@ -94,6 +94,7 @@ def survey(land: Land, rng: np.random.Generator) -> Plot:
     count = land.parcel.max() + 1
     late = rng.normal(0, 0.35, count) + rng.normal(0, 0.25)
     late[0] = 0
+    late += 6 * (GROUNDS[land.biome][2] < 0)  # south of the equator the year is turned round
     own = rng.lognormal(0, 0.10, count).astype(np.float32)[land.parcel]
     rows = np.sin(land.furrow * np.float32(2 * np.pi / 5.2)) * (rng.random(count) < 0.4).astype(np.float32)[land.parcel]
     fine = ndimage.gaussian_filter(rng.standard_normal((land.n, land.n), dtype=np.float32), 0.8) * np.float32(2.3)
@@ -205,7 +206,7 @@ def observe(land: Land, plot: Plot, rng: np.random.Generator, season: str, size_
         The image with its clouds.
     """
     day = SEASONS[season] + rng.uniform(-14, 14)
-    sun = sun_position(day, BIOMES[land.biome][2])
+    sun = sun_position(day, GROUNDS[land.biome][2])
     green, dry = _cover(land, plot, day)
     bare = 1 - green - dry
     snow = _snow(land, rng, list(SEASONS).index(season))

@@ -19,122 +19,37 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from nbutils import statistics
+from nbutils.variation import (
+    Spread,
+    dominant,
+    minimum_detectable_difference,
+    pair,
+    satterthwaite,
+    seeds_needed,
+    spread,
+    spread_of,
+)
 
-MOST_SEEDS = 1000  # more of them are no advice
-UNPAIRED = (statistics.boundary_iou, statistics.calibration_error)  # of counters that arms need not share
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A paired difference and how it varies over S seeds crossed with C scenes (two-way random effects).
-
-    Attributes:
-        effect: The difference, units of the metric.
-        seeds: Variance of the S means over scenes; NaN for one seed.
-        scenes: Variance of the C means over seeds; NaN for one scene.
-        rest: Variance of what neither seed nor scene explains; NaN for one of either.
-        n_seeds: S.
-        n_scenes: C, without scenes that are all void.
-    """
-
-    effect: float
-    seeds: float
-    scenes: float
-    rest: float
-    n_seeds: int
-    n_scenes: int
-
-    def components(self) -> dict[str, float]:
-        """Variances of "seed", "scene" and "rest" by the analysis of variance; none below zero."""
-        seed, scene = self.seeds - self.rest / max(self.n_scenes, 1), self.scenes - self.rest / self.n_seeds
-        return {"seed": float(np.fmax(seed, 0)), "scene": float(np.fmax(scene, 0)), "rest": self.rest}
-
-    def error(self, n_seeds: int | None = None) -> tuple[float, float]:
-        """Standard error of the effect and its degrees of freedom, now or as expected with `n_seeds` seeds.
-
-        The variances of both means add up, which counts the rest twice: a little too wide where it dominates, never
-        negative. Degrees of freedom as `satterthwaite`'s.
-        """
-        seeds, scenes = self.seeds / self.n_seeds, self.scenes / max(self.n_scenes, 1)
-        if n_seeds is not None:
-            noise = min(self.rest / self.n_seeds, self.scenes)  # of a scene's mean; the rest of it stays
-            scenes = (self.scenes - noise + noise * self.n_seeds / n_seeds) / self.n_scenes
-            seeds = self.seeds / n_seeds
-        error, free = satterthwaite((seeds, scenes), ((n_seeds or self.n_seeds) - 1, self.n_scenes - 1))
-        return float(error), float(free)
-
-    def p_value(self, margin: float = 0.0) -> float:
-        """Two-sided p of Student's t for an effect of `margin`: below 1 - level where `interval` leaves it out."""
-        error, free = self.error()
-        away = abs(self.effect - margin)
-        if not error > 0:
-            return float("nan") if np.isnan(error + away) else float(away == 0)
-        return float(2 * special.stdtr(free, -away / error))
-
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Ends of the interval of Student's t."""
-        error, free = self.error()
-        half = float(special.stdtrit(free, (1 + level) / 2)) * error
-        return self.effect - half, self.effect + half
-
-
-def satterthwaite(variances: ArrayLike, free: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Roots of sums of variances and their degrees of freedom (Satterthwaite, Biometrics Bulletin 2, 1946).
-
-    Args:
-        variances: (V, ...) >= 0; those without freedom are not seen and do not count, so may be NaN.
-        free: Degrees of freedom of each, (V,).
-
-    Returns:
-        Both (...); NaN where none has any.
-    """
-    seen = np.asarray(free) > 0
-    parts, degrees = np.asarray(variances, np.float64)[seen], np.asarray(free, np.float64)[seen]
-    if not seen.any():
-        nothing = np.full(np.shape(variances)[1:], np.nan)
-        return nothing, nothing
-    total, curvature = parts.sum(0), np.tensordot(1 / degrees, parts**2, axes=1)
-    full = np.full(np.shape(total), degrees.sum())  # where nothing varies
-    return np.sqrt(total), np.divide(total**2, curvature, out=full, where=curvature > 0)
-
-
-def spread(a: ArrayLike, b: ArrayLike, *, metric: statistics.Metric = statistics.mean_iou) -> Spread:
-    """How the difference between two arms varies over their common seeds and scenes.
-
-    A score pools its scenes, so what a scene adds to a seed's difference is its jackknife pseudo-value (Tukey 1958;
-    Efron and Tibshirani 1993, chapter 11): C - 1 times what leaving it out takes away, about the seed's difference. It
-    is the scene's own difference where scores are means over scenes. Correcting each seed for bias as well made its
-    variance up to eight times that of the differences themselves, of U-Nets judged on 5 scenes by mean IoU.
-
-    Args:
-        a: Counts of the arm claimed to be better, (S seeds, C scenes, ...), the rest as `metric` takes it.
-        b: Counts of the other arm, seeds and scenes in the same order.
-        metric: Function of pooled counts to scores.
-
-    Returns:
-        Effect and variances. ValueError if shapes do not match or a scene has not the same exact pixels in both.
-    """
-    first, second = _pair(a, b, metric)
-    both = np.stack([first, second])
-    both = both[:, :, both.sum(axis=(0, 1, *range(3, both.ndim))) > 0]
-    total = both.sum(2)
-    whole = np.subtract(*metric(total))
-    n_seeds, n_scenes = both.shape[1:3]
-    if n_scenes == 0 or np.isnan(whole).any():
-        return Spread(float("nan"), *(float("nan"),) * 3, n_seeds, n_scenes)
-    own = whole[:, None]
-    if n_scenes > 1:
-        without = np.subtract(*metric(total[:, :, None] - both))
-        own = own - (n_scenes - 1) * (without - without.mean(1, keepdims=True))
-    rows, columns = own.mean(1), own.mean(0)
-    left = own - rows[:, None] - columns + own.mean()
-    variance = [float(each.var(ddof=1)) if each.size > 1 else float("nan") for each in (rows, columns)]
-    free = (n_seeds - 1) * (n_scenes - 1)
-    rest = float((left**2).sum() / free) if free else float("nan")
-    return Spread(float(whole.mean()), *variance, rest, n_seeds, n_scenes)
+__all__ = [
+    "Claim",
+    "Spread",
+    "claim",
+    "claim_of",
+    "dominant",
+    "family",
+    "holm",
+    "minimum_detectable_difference",
+    "over_cells",
+    "paired_interval",
+    "permutation_test",
+    "satterthwaite",
+    "seeds_needed",
+    "spread",
+    "spread_of",
+    "table",
+]
 
 
 def over_cells(metric: statistics.Metric) -> statistics.Metric:
@@ -172,13 +87,7 @@ def paired_interval(
     much but is 9 to 20 % wider at 3 x 5. Of the mean IoU of 5 classes, some of them not in every scene: 95, 95, 95
     and 94 % (2,000 samples, 1,000 of the last) against 86, 86, 89 and 89 % of percentiles.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level is a fraction in (0, 1), got {level}")
-    found = spread(a, b, metric=metric)
-    low, high = found.interval(level)
-    return statistics.Difference(
-        found.effect, low, high, found.n_seeds, found.n_scenes, statistics.verdict(low, high, margin)
-    )
+    return _difference(spread(a, b, metric=metric), level, margin)
 
 
 def permutation_test(
@@ -214,7 +123,7 @@ def permutation_test(
     Returns:
         p in (0, 1]; NaN where a score is. ValueError as in `spread`.
     """
-    first, second = _pair(a, b, metric)
+    first, second = pair(a, b, metric)
     n_scenes = first.shape[1]
     exact = 2**n_scenes <= n_draws
     if exact:
@@ -250,44 +159,6 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return adjusted
 
 
-def minimum_detectable_difference(found: Spread, *, power: float = 0.8, level: float = 0.95) -> float:
-    """Smallest true difference that an interval like this one excludes zero for with probability `power`.
-
-    The noncentrality of Student's t at that power times the standard error (Bloom 1995, who adds two quantiles for
-    it); in units of the metric. NaN for one seed on one scene.
-    """
-    if not 0 < power < 1 or not 0 < level < 1:
-        raise ValueError(f"power and level are fractions in (0, 1), got {power} and {level}")
-    error, free = found.error()
-    return float(special.nctdtrinc(free, 1 - power, special.stdtrit(free, (1 + level) / 2)) * error)
-
-
-def seeds_needed(found: Spread, *, level: float = 0.95, margin: float = 0.0) -> int | None:
-    """How many more seeds would clear the interval off the margin, if effect and variances stay as they are.
-
-    Returns:
-        0 if it is clear already; None if no number of seeds up to a thousand does it, because what scenes differ by
-        stays: more scenes are needed. None too for one seed or one scene, whose variation was not seen.
-    """
-    if np.isnan(found.rest):
-        return None
-
-    def clear(n_seeds: int) -> bool:
-        error, free = found.error(n_seeds)
-        return special.stdtrit(free, (1 + level) / 2) * error < abs(found.effect - margin)
-
-    return next((n - found.n_seeds for n in range(found.n_seeds, MOST_SEEDS + 1) if clear(n)), None)
-
-
-def dominant(found: Spread) -> str:
-    """Which of "seed", "scene" and "rest" the variance of the effect owes most to; "unknown" if not all were seen."""
-    if np.isnan(found.rest):
-        return "unknown"
-    numbers = {"seed": found.n_seeds, "scene": found.n_scenes, "rest": found.n_seeds * found.n_scenes}
-    parts = {name: variance / numbers[name] for name, variance in found.components().items()}
-    return max(parts, key=parts.__getitem__)
-
-
 @dataclass(frozen=True)
 class Claim:
     """That a is better than b by more than `margin`, and what the counts say to it; units of the metric.
@@ -301,7 +172,7 @@ class Claim:
         high: Upper end.
         p: Two-sided p of the same t.
         p_holm: That p corrected over the family; p itself outside one.
-        p_signs: `permutation_test`, for these seeds.
+        p_signs: `permutation_test`, for these seeds; NaN of `claim_of`.
         verdict: "supported", "contradicted" or "undecided", by the rule above.
         n_seeds: Common seeds.
         n_scenes: Common test scenes that are not void.
@@ -360,8 +231,45 @@ def claim(
         level: Of the interval, in (0, 1).
         margin: The difference asked for.
     """
-    difference = paired_interval(a, b, metric=metric, level=level, margin=margin)
-    found = spread(a, b, metric=metric)
+    first, second = pair(a, b, metric)
+    terms = [(1, first), (-1, second)]
+    found = claim_of(terms, id=id, text=text, world=world, runs=runs, metric=metric, level=level, margin=margin)
+    return replace(found, p_signs=permutation_test(a, b, rng=rng, metric=metric))
+
+
+def claim_of(
+    terms: Sequence[tuple[float, ArrayLike]],
+    *,
+    id: str,
+    text: str,
+    world: str,
+    tasks: Sequence[object] | None = None,
+    runs: Sequence[str] = (),
+    metric: statistics.Metric = statistics.mean_iou,
+    level: float = 0.95,
+    margin: float = 0.0,
+) -> Claim:
+    """Test a claim about a weighted sum of scores, such as a difference of differences or of gains on two tasks.
+
+    As `claim`, but without `permutation_test`, so that `p_signs` is NaN: where two gains are equal but not nothing, no
+    exchange of arms leaves the counts as likely as they were.
+
+    Coverage measured by simulation at the nominal 95 %, of the gain in mean IoU on 4 classes less that on 8, errors
+    varying by seed, scene and both, some classes not in every scene: 96 % at 3 x 5 and at 5 x 8 (31,000 samples each).
+
+    Args:
+        terms: Weight and counts, (S seeds, C scenes, ...), of each term: see `spread_of`.
+        id: As in `Claim`, as are the following.
+        text: The claim in words, of a sum above `margin`.
+        world: Name of the data set.
+        tasks: What each term is judged on, where terms of one shape are not of one task.
+        runs: Keys of the runs that the counts are of.
+        metric: Function of pooled counts to scores.
+        level: Of the interval, in (0, 1).
+        margin: The sum asked for.
+    """
+    found = spread_of(terms, metric=metric, tasks=tasks)
+    difference = _difference(found, level, margin)
     p = found.p_value(margin)
     return Claim(
         id=id,
@@ -369,7 +277,7 @@ def claim(
         world=world,
         p=p,
         p_holm=p,
-        p_signs=permutation_test(a, b, rng=rng, metric=metric),
+        p_signs=float("nan"),
         detectable=minimum_detectable_difference(found, level=level),
         more_seeds=seeds_needed(found, level=level, margin=margin),
         dominant=dominant(found),
@@ -400,18 +308,17 @@ def table(claims: Sequence[Claim]) -> pd.DataFrame:
     return rows.astype({"more_seeds": "Int64"})
 
 
+def _difference(found: Spread, level: float, margin: float) -> statistics.Difference:
+    if not 0 < level < 1:
+        raise ValueError(f"level is a fraction in (0, 1), got {level}")
+    low, high = found.interval(level)
+    judged = statistics.verdict(low, high, margin)
+    return statistics.Difference(found.effect, low, high, found.n_seeds, found.n_scenes, judged)
+
+
 def _judged(each: Claim, p: float) -> Claim:
     verdict = statistics.verdict(each.low, each.high, each.margin) if p <= 1 - each.level else "undecided"
     return replace(each, p_holm=p, verdict=verdict)
-
-
-def _pair(a: ArrayLike, b: ArrayLike, metric: statistics.Metric) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if first.shape != second.shape or first.ndim < 4 or 0 in first.shape:
-        raise ValueError(f"a {first.shape} and b {second.shape} are not the same (seeds, scenes, ...)")
-    if first.shape[-1] == first.shape[-2] and metric not in UNPAIRED:
-        statistics.check_paired(first, second)
-    return first, second
 
 
 def _blocks(patterns: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -311,3 +312,107 @@ def test_claims_refuse():
     moved[:, [0, 1, 2, 4]] = a[:, [0, 1, 2, 4]]
     with pytest.raises(ValueError, match=r"scene\(s\) \[3\] differ"):
         claims.permutation_test(moved, b, rng=np.random.default_rng(0))
+
+
+def several(rng, effect=0.0, seeds=3, scenes=5, sds=(1, 2, 1)):
+    """Four terms, a gain on one task less the gain on another, and the differences behind them."""
+    gains = [crossed(rng, seeds, scenes, sds, each) for each in (effect + 0.05, 0.05)]
+    (a, b), (c, d) = map(arms_of, gains)
+    wide = [np.pad(each, [(0, 0), (0, 0), (0, 2), (0, 2)]) for each in (c, d)]  # of four classes
+    return [(1, a), (-1, b), (-1, wide[0]), (1, wide[1])], gains[0] - gains[1]
+
+
+def test_two_terms_are_a_pair():
+    rng = np.random.default_rng(0)
+    a = rng.integers(5, 90, (3, 5, 4, 4)) + 100 * np.eye(4, dtype=int)
+    b = np.take_along_axis(a, rng.permuted(np.broadcast_to(np.arange(4), a.shape), axis=-1), -1)
+    assert claims.spread_of([(1, a), (-1, b)]) == claims.spread(a, b)
+    assert claims.spread_of([(-1, b), (1, a)]) == claims.spread(a, b)
+    named = {"id": "a", "text": "a > b", "world": "city", "margin": 0.01, "level": 0.9, "runs": ("k",)}
+    alone, pair = claims.claim_of([(1, a), (-1, b)], **named), claims.claim(a, b, rng=rng, **named)
+    assert np.isnan(alone.p_signs) and 0 < pair.p_signs <= 1
+    assert dataclasses.replace(alone, p_signs=pair.p_signs) == pair
+    interval = claims.paired_interval(a, b, level=0.9, margin=0.01)
+    assert (pair.effect, pair.low, pair.high) == (interval.effect, interval.low, interval.high)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(-0.1, 0.1))
+@settings(max_examples=40, deadline=None)
+def test_gains_on_tasks_of_other_classes_are_those_of_their_differences(seed, effect):
+    terms, differences = several(np.random.default_rng(seed), effect)
+    assert {counts.shape[-1] for _, counts in terms} == {2, 4}
+    found, plain = claims.spread_of(terms, metric=ACCURACY), claims.spread(*arms_of(differences), metric=ACCURACY)
+    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(plain), abs=1e-12)
+
+
+@given(st.floats(0.1, 5), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_a_weighted_sum_is_linear(scale, negative):
+    factor = -scale if negative else scale
+    terms, _ = several(np.random.default_rng(0), 0.03)
+    plain = claims.spread_of(terms, metric=ACCURACY)
+    scaled = claims.spread_of([(factor * weight, counts) for weight, counts in terms], metric=ACCURACY)
+    assert scaled.effect == pytest.approx(factor * plain.effect)
+    ends = sorted(factor * end for end in plain.interval())
+    assert scaled.interval() == pytest.approx(ends)
+    assert scaled.p_value() == pytest.approx(plain.p_value())
+    halves = [(weight / 2, counts) for weight, counts in terms] * 2
+    assert dataclasses.astuple(claims.spread_of(halves, metric=ACCURACY)) == pytest.approx(dataclasses.astuple(plain))
+
+
+def test_effects_of_sums_are_sums_of_effects():
+    rng = np.random.default_rng(0)
+    terms = [(weight, rng.integers(1, 90, (3, 5, classes, classes))) for weight, classes in ((2, 4), (-1, 8), (-1, 3))]
+    expected = sum(weight * statistics.mean_iou(counts.sum(1)).mean() for weight, counts in terms)
+    assert claims.spread_of(terms).effect == pytest.approx(expected)
+
+
+def test_a_scene_void_in_one_task_is_left_out_of_all():
+    terms, _ = several(np.random.default_rng(0))
+    kept = [(weight, counts[:, [0, 1, 3, 4]]) for weight, counts in terms]
+    holed = [(weight, counts.copy()) for weight, counts in terms]
+    for _, counts in holed[2:]:
+        counts[:, 2] = 0
+    assert claims.spread_of(holed, metric=ACCURACY) == claims.spread_of(kept, metric=ACCURACY)
+    for _, counts in holed[:2]:
+        counts[:, [0, 1, 3, 4]] = 0
+    nothing = claims.claim_of(holed, id="a", text="", world="", metric=ACCURACY)
+    assert np.isnan(nothing.effect) and nothing.verdict == "undecided" and nothing.n_scenes == 0
+
+
+@pytest.mark.parametrize(("seeds", "scenes"), [(3, 5), (5, 8)])
+def test_coverage_of_a_difference_of_differences(seeds, scenes):
+    def interval(terms, _):
+        return claims.spread_of(terms, metric=ACCURACY).interval()
+
+    def simulate(rng):
+        return several(rng, 0.02, seeds, scenes)[0], 0.02
+
+    assert 0.92 <= statistics.coverage(simulate, interval, 1000, np.random.default_rng(0)) <= 0.985
+
+
+def test_sums_refuse_what_is_not_shared():
+    terms, _ = several(np.random.default_rng(0))
+    with pytest.raises(
+        ValueError, match=r"terms of the same \(seeds, scenes, \.\.\.\) are expected, got \[\(3, 5, 2, 2"
+    ):
+        claims.spread_of([*terms, (1, terms[0][1][:, :4])])
+    with pytest.raises(ValueError, match="are expected, got none"):
+        claims.spread_of([])
+    with pytest.raises(ValueError, match="a task for each of 4 terms is expected, got 3"):
+        claims.spread_of(terms, tasks="aab")
+    with pytest.raises(ValueError, match=r"not the same \(seeds, scenes"):
+        claims.spread_of(terms, tasks="aaaa")
+    with pytest.raises(ValueError, match="level is a fraction"):
+        claims.claim_of(terms, id="a", text="", world="", level=95)
+
+
+def test_tasks_of_as_many_classes_are_told_apart_by_name():
+    rng = np.random.default_rng(0)
+    a, c = (rng.integers(1, 90, (3, 5, 4, 4)) for _ in range(2))
+    terms = [(1, a), (-1, a[..., [1, 0, 2, 3]]), (-1, c), (1, c[..., [0, 2, 1, 3]])]
+    with pytest.raises(ValueError, match="not paired: the exact pixels of scene"):
+        claims.spread_of(terms)
+    assert claims.spread_of(terms, tasks=["a", "a", "c", "c"]).n_scenes == 5
+    with pytest.raises(ValueError, match="not paired"):
+        claims.spread_of(terms, tasks=["a", "c", "c", "a"])

@@ -1,7 +1,7 @@
 """The house style of figures, and the parts that figures are put together from.
 
-Colours and markers of arms, the stretch of images, panels, legends, axes: what `nbutils.figures` shares between its
-pictures. Parts draw on the axes they are given; only those that return a Figure make one.
+Colours and markers of arms, the stretch of images, panels, legends, axes: what pictures share. Parts draw on the axes
+they are given; only those that return a Figure make one.
 """
 
 import math
@@ -242,6 +242,11 @@ def points(
     return fig
 
 
+def signed(points: float) -> str:
+    """A difference with its sign, as in print; nought has none."""
+    return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}") if round(points, 1) else "0.0"
+
+
 def cells(
     ax: Axes,
     values: NDArray,
@@ -250,16 +255,30 @@ def cells(
     limits: tuple[float, float],
     cmap: str,
     form: str,
+    *,
+    second: Sequence[Sequence[tuple[str, bool]]] | None = None,
+    room: int = 6,
 ) -> AxesImage:
-    """A matrix of coloured cells with their numbers."""
+    """A matrix of coloured cells with their numbers.
+
+    `second` is a line below each number and whether it is bold; column names longer than `room` letters are slanted.
+    """
     image = ax.imshow(values, cmap=cmap, vmin=limits[0], vmax=limits[1], aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            red, green, blue, _ = image.cmap(image.norm(value))
-            dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-            ax.text(column, row, form.format(value), ha="center", va="center", color="white" if dark else "black")
+        if not np.isfinite(value):
+            continue
+        red, green, blue, _ = image.cmap(image.norm(value))
+        look = {"ha": "center", "color": "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "black"}
+        line, bold = second[row][column] if second else ("", False)
+        number = form.format(value).replace("-", "\N{MINUS SIGN}")
+        ax.text(column, row - 0.02 if line else row, number, va="bottom" if line else "center", **look)
+        if line:
+            ax.text(column, row + 0.06, line, va="top", fontsize=6.5, fontweight="bold" if bold else "normal", **look)
     slanted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
-    ax.set_xticks(range(len(columns)), columns, **(slanted if max(map(len, map(str, columns))) > 6 else {}))
+    longest = max(len(line) for name in columns for line in str(name).split("\n"))
+    if longest > room:  # wrapped names do not slant well
+        columns = [str(name).replace("\n", " ") for name in columns]
+    ax.set_xticks(range(len(columns)), columns, **(slanted if longest > room else {}))
     ax.set_yticks(range(len(rows)), rows)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)

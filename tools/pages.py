@@ -220,7 +220,9 @@ def write(folder: Path, notebooks: Path, *, card: Path, profile: str) -> Path:
             notebooks=entries,
             figures=[describe_figure(p, numbered) for p in sorted((folder / "figures").glob("[0-9][0-9]_*.png"))],
             results=read_table(folder / "figures/results.csv", hide=("run", "pretraining")),
-            claims=read_table(folder / "figures/claims.csv", hide=("decoder", "frozen", "budget")),
+            claims=read_table(
+                folder / "figures/claims.csv", hide=("id", "p", "p_signs", "dominant", "margin", "level", "runs")
+            ),
             facts=provenance(profile, card),
             minutes=sum(entry["seconds"] for entry in entries) / 60,
         ),

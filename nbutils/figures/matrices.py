@@ -80,6 +80,9 @@ def heat_map(
         room=11,
     )
     ax.set_facecolor("#efefef")  # of pairs that were not measured
+    for name, write in ((rows, ax.set_ylabel), (columns, ax.set_xlabel)):
+        if name not in ("arm", "decoder"):  # whose values say what they are
+            write(name)
     for edges, draw in zip(values.shape, (ax.axhline, ax.axvline), strict=True):
         for edge in range(1, edges):
             draw(edge - 0.5, color="white", linewidth=1)

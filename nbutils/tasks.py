@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbutils import cards, noise, patches, sources
-from nbutils.legend import Legend
+from nbutils.legend import VOID, Legend
 from nbutils.patches import SPLITS, PatchSet
 
 OWN = "own"  # the task of the card's exact masks
@@ -98,7 +98,14 @@ def mislabelled(data: PatchSet, noisy: NDArray[np.uint8]) -> PatchSet:
 
 
 def broken(
-    truth: NDArray[np.uint8], legend: Legend, kind: str, rate: float, *, where: NDArray[np.bool_], seed: int = 0
+    truth: NDArray[np.uint8],
+    legend: Legend,
+    kind: str,
+    rate: float,
+    *,
+    where: NDArray[np.bool_],
+    places: NDArray[np.int64] | None = None,
+    seed: int = 0,
 ) -> NDArray[np.uint8]:
     """Inject noise into masks, at one strength for all: so that `rate` of the pixels of some of them change.
 
@@ -108,11 +115,17 @@ def broken(
         kind: ``flips`` of single pixels, ``patches`` (20 px) of look-alikes, or one of `noise.RECIPES`.
         rate: Share of valid pixels, in [0, 1].
         where: (N,) the masks that the rate is of; about 96 of them are tried.
+        places: (N,) the place of each mask. Dates of one place then share their errors, as those of a map would: drawn
+            anew for each date they would average out. What the first date does not know is void.
         seed: Of the noise.
 
     Raises:
         ValueError: The kind is unknown, or cannot change so many.
     """
+    if places is not None:
+        _, first, of = np.unique(places, return_index=True, return_inverse=True)
+        alike = broken(truth[first], legend, kind, rate, where=where[first], seed=seed)[of]
+        return np.where(truth == VOID, VOID, alike).astype(np.uint8)
     rng = np.random.default_rng(seed)
     if kind == "flips":
         return noise.flip_labels(truth, rate, len(legend), rng=rng)[0]

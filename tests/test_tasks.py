@@ -132,6 +132,15 @@ def test_masks_are_broken_at_the_rate_asked_and_void_stays(kind, off):
     assert np.array_equal(found, again)
 
 
+def test_dates_of_one_place_share_their_errors():
+    truth = np.repeat(DATA.masks["exact"][:10], 3, axis=0)
+    truth[1, 5:9] = VOID  # clouds on one date
+    places = np.repeat(np.arange(10), 3)
+    found = tasks.broken(truth, DATA.exact_legend, "flips", 0.3, where=np.ones(30, bool), places=places)
+    assert np.array_equal(found[0::3], found[2::3]) and (found[0::3] != truth[0::3]).any()
+    assert np.array_equal(found == VOID, truth == VOID)
+
+
 def test_an_unknown_kind_of_noise_is_refused():
     with pytest.raises(ValueError, match="unknown kind of noise 'fog'; known are flips, patches"):
         tasks.broken(DATA.masks["exact"], DATA.exact_legend, "fog", 0.2, where=DATA.member["pretrain"])

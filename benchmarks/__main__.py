@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks import probings, trainings
+from benchmarks import probings, sweeps, trainings
 from benchmarks.racing import Row, race
 from nbutils import ROOT, audit, distance, labelling, legend, noise, patches, simulate, training
 from nbutils.legend import VOID
@@ -165,6 +165,7 @@ def main() -> None:
             lambda: bench_audit(big_mask()),
             bench_world,
             probings.bench,
+            sweeps.bench,
         ):
             for row in bench():
                 print(f"{row.name:55s} {row.median:9.3g} {row.unit}  ({row.low:.3g} - {row.high:.3g})", flush=True)

@@ -379,7 +379,7 @@ def _fault(error: dict[str, Any]) -> str:
     path = ".".join(map(str, (loc[:1] + loc[2:]) if tagged else loc)) or "card"
     kind, given = error["type"], error["input"]
     if kind == "extra_forbidden":
-        part = Task if loc[0] == "tasks" and len(loc) == 3 else _PARTS.get(loc[:-1], Card)
+        part = _PARTS.get(loc[:-1], Card) if loc[0] != "tasks" else Task if len(loc) == 3 else Masks
         fields = part.model_fields
         allowed = [field.alias or name for name, field in fields.items()]
         close = get_close_matches(str(loc[-1]), allowed, 1)

@@ -31,7 +31,7 @@ def task(
         workers: See `size_px`.
 
     Raises:
-        ValueError: The card names no such task, or its patches do not go with those of the data set.
+        ValueError: The card names no such task, or its patches are not the windows of the data set.
     """
     if name == OWN:
         return data
@@ -43,7 +43,13 @@ def task(
         return patches.in_legend(data, cards.to_legend(spec.legend), spec.mapping)
     if spec.exact is not None:
         card = dataset.card.model_copy(update={"exact": spec.exact, "crosswalk": None})
-        return patches.cut(sources.Dataset(card, dataset.path, sources.list_tiles(card)), **how)
+        found = patches.cut(sources.Dataset(card, dataset.path, sources.list_tiles(card)), **how)
+        if not (np.array_equal(found.images, data.images) and _same_splits(found, data)):
+            raise ValueError(
+                f"{data.name}: the exact masks of task {name!r} are known on other windows than those of the data set, "
+                "so that arms would be judged on other ground; make both void in the same places, or give it a card"
+            )
+        return found
     return judged_on(data, patches.cut(patches.open_dataset(spec.card), **how))
 
 
@@ -55,14 +61,17 @@ def judged_on(data: PatchSet, other: PatchSet) -> PatchSet:
         other: Of the same bands, scale, patch size and exact legend.
 
     Raises:
-        ValueError: They differ in one of these; the message says in which.
+        ValueError: They differ in one of these, or in ground sampling distance or noisy legend; the message says in
+            which. Or a patch of both is the same.
     """
-    for what in ("bands", "scale", "patch_px", "exact_legend", "noisy_legend"):
+    for what in ("bands", "scale", "patch_px", "gsd_m", "exact_legend", "noisy_legend"):
         ours, theirs = getattr(data, what), getattr(other, what)
         if ours != theirs:
             raise ValueError(f"{data.name} cannot be judged on {other.name}: {what} is {ours}, there {theirs}")
     kept = np.logical_or.reduce([member for split, member in data.member.items() if split != "test"])
     ours, theirs = data.take(kept), other.split("test")
+    if shared := {image.tobytes() for image in ours.images} & {image.tobytes() for image in theirs.images}:
+        raise ValueError(f"{data.name} cannot be judged on {other.name}: {len(shared)} of its test patches are its own")
     n, m = len(ours), len(theirs)
     member = {split: np.r_[ours.member[split], np.zeros(m, bool)] for split in SPLITS}
     member["test"] = np.arange(n + m) >= n
@@ -76,6 +85,10 @@ def judged_on(data: PatchSet, other: PatchSet) -> PatchSet:
         places=places,
     )
     return patches.named(joined)
+
+
+def _same_splits(first: PatchSet, second: PatchSet) -> bool:
+    return all(np.array_equal(first.member[split], second.member[split]) for split in SPLITS)
 
 
 def mislabelled(data: PatchSet, noisy: NDArray[np.uint8]) -> PatchSet:

@@ -94,6 +94,13 @@ def test_places_of_other_ground_are_places_of_their_own():
     assert len(set(new)) == len(new) and not set(new) & set(found.places[~found.member["test"]])
 
 
+def test_ground_that_was_learned_from_does_not_judge():
+    known = DATA.take(np.r_[np.flatnonzero(DATA.member["test"]), np.flatnonzero(DATA.member["pretrain"])[:1]])
+    member = {**known.member, "test": np.ones(len(known), bool)}
+    with pytest.raises(ValueError, match="1 of its test patches are its own"):
+        tasks.judged_on(DATA, replace(known, name="other", member=member))
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [({"bands": ("red", "green", "blue", "nir")}, "bands"), ({"scale": 10_000.0}, "scale"),

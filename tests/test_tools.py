@@ -108,7 +108,7 @@ def test_study_and_refresh_end_to_end(repository, capfd):
     ("code", "status", "message"),
     [
         ("def f():\n    raise ValueError('first\\nlast')\nf()", 1, "01_a.ipynb failed in cell [3]:"),
-        ("class DataMissing(OSError): ...\nraise DataMissing('no folder x\\nget it')", 2, "no folder x\nget it\n"),
+        ("class DataMissing(OSError): ...\nraise DataMissing('no folder x\\nget it')", 3, "no folder x\nget it\n"),
         ("import os; os._exit(9)", 1, "01_a.ipynb: Kernel died (out of memory?)"),
     ],
     ids=["error", "data missing", "kernel died"],

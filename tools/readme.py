@@ -32,7 +32,7 @@ def table(claims: pd.DataFrame) -> str:
 
 def told(claim: pd.Series) -> str:
     """Return effect, interval and verdict of one claim."""
-    effect, low, high = (100 * claim[["effect", "low", "high"]]).astype(float).round(1)
+    effect, low, high = (100 * claim[["effect", "low", "high"]]).astype(float).round(1) + 0.0  # no -0.0
     return f"{effect:+.1f} [{low:+.1f}, {high:+.1f}] {claim.verdict}"
 
 

@@ -7,7 +7,7 @@ both. Notebooks run in the order of their numbers, but 00 comes last, because it
 and 02, which need nothing of the others, run beside them.
 With `--publish figures` the figures and tables then replace those in that folder; with `--publish-tables` the tables
 alone do. `--only 04,05` runs just these notebooks.
-Exit status: 0 done, 1 a notebook failed, 2 wrong input (profile, card or missing data), 130 interrupted.
+Exit status: 0 done, 1 a notebook failed, 2 wrong input (profile or card), 3 the data are not there, 130 interrupted.
 """
 
 import argparse
@@ -111,8 +111,10 @@ def check_dataset(card_path: Path) -> None:
     try:
         if sources.load_card(card_path).world is None:  # else generated when it is first opened
             sources.read_dataset(card_path)
-    except (sources.CardError, sources.DataMissing) as error:
+    except sources.CardError as error:
         raise StudyError(str(error)) from None
+    except sources.DataMissing as error:
+        raise StudyError(str(error), 3) from None
 
 
 def portable(path: Path) -> str:
@@ -154,7 +156,7 @@ def run_notebook(path: Path, copy: Path, parameters: dict[str, Any]) -> None:
     """Execute a notebook from its own folder into `copy`; the kernel is that of this interpreter.
 
     Raises:
-        StudyError: a cell failed or the kernel died; status 2 when the input was at fault.
+        StudyError: a cell failed or the kernel died; status 2 when the input was at fault, 3 when the data are missing.
     """
     try:
         papermill.execute_notebook(
@@ -168,7 +170,7 @@ def run_notebook(path: Path, copy: Path, parameters: dict[str, Any]) -> None:
         )
     except papermill.PapermillExecutionError as error:
         if error.ename in INPUT_ERRORS:
-            raise StudyError(error.evalue) from None
+            raise StudyError(error.evalue, 3 if error.ename == "DataMissing" else 2) from None
         raise StudyError(describe_failure(error, path, copy), 1) from None
     except DeadKernelError as error:
         raise StudyError(f"{path.name}: {error} (out of memory?)\nexecuted copy: {portable(copy)}", 1) from None

@@ -48,7 +48,10 @@ ARMS = {  # arm: (label, colour, marker); colours after Okabe and Ito, told apar
     "noisy": ("noisy map", "#d55e00", "^"),
     "exact": ("exact map", "#009e73", "*"),
 }
-DECODERS = {"unet": "U-Net", "deeplabv3plus": "DeepLabV3+", "fpn": "FPN"}
+DECODERS = {
+    "unet": "U-Net", "deeplabv3plus": "DeepLabV3+", "pspnet": "PSPNet", "fpn": "FPN", "upernet": "UPerNet",
+    "segformer": "SegFormer", "linear": "linear",
+}  # fmt: skip
 OTHERS = (("#332288", "o"), ("#ddaa33", "s"), ("#882255", "D"), ("#777711", "^"), ("#111111", "v"), ("#aa7744", "p"))
 VERDICTS = {  # verdict: (colour, marker, filled)
     "supported": ("#009e73", "o", True),

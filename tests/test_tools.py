@@ -124,15 +124,15 @@ def test_a_failing_notebook_is_named_without_a_traceback(repository, capfd, code
 
 
 @pytest.mark.parametrize(
-    ("line", "instead", "message"),
-    [("root: ", "rot: ", "rot"), ("world: ", "# world: ", "nowhere")],
+    ("line", "instead", "status", "message"),
+    [("root: ", "rot: ", 2, "rot"), ("world: ", "# world: ", 3, "nowhere")],
     ids=["misspelt key", "no data"],
 )
-def test_a_bad_card_or_missing_data_ends_before_anything_runs(repository, capfd, line, instead, message):
+def test_a_bad_card_or_missing_data_ends_before_anything_runs(repository, capfd, line, instead, status, message):
     write_notebook(repository / "notebooks/01_a.ipynb", "open('ran', 'w')")
     text = (ROOT / "data/datasets/city.yaml").read_text().replace("data/cache/city", str(repository / "nowhere"))
     (repository / "my.yaml").write_text(text.replace(f"\n{line}", f"\n{instead}"))
-    assert study.main(["--dataset", "my.yaml"]) == 2
+    assert study.main(["--dataset", "my.yaml"]) == status
     told = capfd.readouterr()
     assert message in told.err
     assert "Traceback" not in told.err

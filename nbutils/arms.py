@@ -12,8 +12,8 @@ from nbutils.objectives import Objective
 SELF_SUPERVISED = {"moco": objectives.MoCo, "dino": objectives.DINO, "vicregl": objectives.VICRegL}
 REMEDIES = {f"noisy+{name}": remedy for name, remedy in objectives.REMEDIES.items()}
 ARMS = ("random", *SELF_SUPERVISED, "noisy", *REMEDIES, "exact")
-# Peak rates of AdamW, chosen by the same search for every arm on the city's validation scenes: tools/rates.py. A remedy
-# takes the rate of the plain noisy arm, so that it differs from it in one thing.
+# Peak rates of AdamW, chosen by the same search for every arm on the city's validation scenes: tools/rates.py.
+# Supervised arms and remedies share one rate, so that they differ in their labels alone.
 LEARNING_RATES = {"moco": 2e-3, "dino": 6e-3, "vicregl": 6e-3, "noisy": 6e-3, "exact": 6e-3, "finetune": 1.2e-2}
 _OWN = ("nbutils.objectives.", "nbutils.memorisation")
 

@@ -275,8 +275,9 @@ def test_probes_are_read_back_as_they_were_computed(data, tmp_path, monkeypatch)
 def test_learning_rates_are_those_that_the_search_chose():
     tried = pd.read_csv(ROOT / "tools" / "rates.csv")
     assert rates.choose(tried) == study.LEARNING_RATES
-    cells = tried.groupby(["arm", "pretraining_rate", "finetuning_rate", "frozen"], dropna=False).seed.nunique()
-    assert (cells == len(rates.SEEDS)).all()  # every arm had the same chances
+    first = tried[(tried.arm != "random") & (tried.finetuning_rate == rates.MIDDLE)]
+    cells = first.groupby(["arm", "pretraining_rate", "frozen"]).seed.agg(tuple)
+    assert (cells == rates.SEEDS).all()  # every arm had the same chances
     assert set(tried[tried.arm != "random"].groupby("arm").pretraining_rate.nunique()) == {len(rates.PRETRAINING)}
 
 

@@ -53,4 +53,4 @@ def test_every_score_names_the_runs_it_is_the_mean_of(folder):
     scores, results = (pd.read_csv(folder / name) for name in ("05_scores.csv", "results.csv"))
     known = results.set_index("run").miou
     for score in scores.itertuples():
-        assert known.loc[score.runs.split()].mean() == pytest.approx(score.mean, abs=1e-9)
+        assert known.loc[score.runs.split()].mean() == pytest.approx(score.mean, abs=2e-6)  # tables have six digits

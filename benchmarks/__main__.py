@@ -1,4 +1,4 @@
-"""Measure, print and write build/bench.json and build/bench.md; about four minutes on two cores.
+"""Measure, print and write build/bench.json and build/bench.md; some ten minutes on two cores, sweeps most of them.
 
 Each row is the median and the range over repeats, after one warm-up that does not count. Where a row has a
 counterpart written with the bare library, both run in turn, so that a busy machine slows both. What runs on one core

@@ -50,4 +50,6 @@ def put(readme: str, figures: Path) -> str:
 
 if __name__ == "__main__":
     path = ROOT / "README.md"
-    path.write_text(put(path.read_text(encoding="utf-8"), ROOT / "figures"), encoding="utf-8")
+    scratch = path.with_name(".README.md.tmp")  # renamed when it is whole
+    scratch.write_text(put(path.read_text(encoding="utf-8"), ROOT / "figures"), encoding="utf-8")
+    scratch.replace(path)

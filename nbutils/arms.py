@@ -14,7 +14,7 @@ REMEDIES = {f"noisy+{name}": remedy for name, remedy in objectives.REMEDIES.item
 ARMS = ("random", *SELF_SUPERVISED, "noisy", *REMEDIES, "exact")
 # Peak rates of AdamW, chosen by the same search for every arm on the city's validation scenes: tools/rates.py.
 # Supervised arms and remedies share one rate, so that they differ in their labels alone.
-LEARNING_RATES = {"moco": 2e-3, "dino": 6e-3, "vicregl": 6e-3, "noisy": 6e-3, "exact": 6e-3, "finetune": 1.2e-2}
+LEARNING_RATES = {"moco": 2e-3, "dino": 6e-3, "vicregl": 2e-3, "noisy": 6e-3, "exact": 6e-3, "finetune": 1.2e-2}
 _OWN = ("nbutils.objectives.", "nbutils.memorisation")
 
 

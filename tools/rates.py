@@ -7,8 +7,7 @@ on the city's validation scenes, averaged over two seeds and over frozen and fin
 tuning. The supervised arms (exact, noisy and its remedies) share one rate, the best on average over noisy and exact,
 so that they differ in their labels alone; exact by itself would take 0.02, by 0.3 points. Then one rate of fine-
 tuning is taken for all arms, on the first seed: the one that suits the random encoder best, so that no lead over it
-is owed to the rate; averaged over all arms at their own rates, 0.006 would be ahead by 0.8 points. VICRegL is kept at
-the choice of the first seed, at which its runs were made: over both seeds 0.002 would be ahead by 2.5 points. Writes
+is owed to the rate; averaged over all arms at their own rates, 0.006 would be ahead by 0.8 points. Writes
 `tools/rates.csv`, whose keys are of the code at that time; `arms.LEARNING_RATES` holds what it says. Resumes.
 """
 
@@ -25,7 +24,6 @@ FINETUNING = (3e-3, 6e-3, 1.2e-2)
 MIDDLE = FINETUNING[1]
 SEEDS = (0, 1)
 SUPERVISED = ("noisy", "exact")
-KEPT = {"vicregl": 6e-3}  # until its runs are made anew
 COMMON = {"encoder": "tu-test_resnet", "width": "slim", "precision": "auto"}
 COLUMNS = ["arm", "pretraining_rate", "seed", "frozen", "finetuning_rate", "validation_miou", "run"]
 
@@ -45,7 +43,7 @@ def choose(tried: pd.DataFrame) -> dict[str, float]:
     """Pick the best rate of every arm, then of fine-tuning."""
     plain = tried[(tried.arm == "random") & (tried.seed == SEEDS[0])]
     finetuning = float(plain.groupby("finetuning_rate").validation_miou.mean().idxmax())
-    return _best(tried) | KEPT | {"finetune": finetuning}
+    return _best(tried) | {"finetune": finetuning}
 
 
 def _best(tried: pd.DataFrame) -> dict[str, float]:

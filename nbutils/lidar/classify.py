@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ from nbutils.lidar.ground import find_ground
 from nbutils.lidar.points import Points
 
 BACKGROUND, TREE, BUILDING, ROAD = range(4)  # the order of the legend `autogeo4`
+_JUDGED = ("multiple", "roughness", "scatter", "hollow", "cover", "intensity")  # layers of blocks
 Image = xr.DataArray | tuple[NDArray, Sequence[str]]
 _LEAST_M = 0.7  # returns lower than this are the ground beside a wall or below leaves: their scatter says nothing
 _SKIN_M = 1.0  # returns so far below the highest of their block came through what returned that one
@@ -116,16 +118,44 @@ class LidarRules:
 
 
 @dataclass(frozen=True)
+class Layers:
+    """What the rules look at, on the cells of a grid without the margin.
+
+    Attributes:
+        cells: Layers of cells, float32, NaN where nothing is known.
+        blocks: Layers of their blocks, those at the lower and right edge cut by it; likewise.
+        work: The grids.
+    """
+
+    cells: dict[str, NDArray[np.float32]]
+    blocks: dict[str, NDArray[np.float32]]
+    work: Work
+
+    def on_grid(self) -> xr.Dataset:
+        """All layers on the grid that was asked for, as `measure` gives them."""
+        height, width = self.cells["height"].shape
+        wide = {name: spread(a, self.work.block)[:height, :width] for name, a in self.blocks.items()}
+        attrs = {"pixel_m": self.work.cell_m, "block": self.work.block}
+        layers = {name: (("y", "x"), a) for name, a in (self.cells | wide).items()}
+        return _on_grid(xr.Dataset(layers, attrs=attrs), self.work)
+
+
+@dataclass(frozen=True)
 class Labels:
     """A mask and the statistics it was made from.
 
     Attributes:
         mask: Classes of the legend autogeo4, 255 where no return is near; shape (H, W), uint8.
-        statistics: Layers on the same grid, as `measure` gives them.
+        layers: What the rules looked at.
     """
 
     mask: NDArray[np.uint8]
-    statistics: xr.Dataset
+    layers: Layers
+
+    @cached_property
+    def statistics(self) -> xr.Dataset:
+        """Layers on the grid of the mask, as `measure` gives them; put together when first asked for."""
+        return self.layers.on_grid()
 
 
 def from_lidar(points: Source, grid: GeoBox, *, rules: LidarRules | None = None,
@@ -153,12 +183,12 @@ def from_lidar(points: Source, grid: GeoBox, *, rules: LidarRules | None = None,
     """
     work, rules = Work.of(grid), rules or LidarRules()
     points = points if isinstance(points, Points | str | Path) else list(points)
-    statistics = _measure(points, work, rules, image)
-    mask = apply_rules(statistics, rules)
+    layers = _measure(points, work, rules, image)
+    mask = _classified(layers.cells, layers.blocks, work.block, work.cell_m, rules)
     if work.split > 1:
         votes = np.stack([in_blocks(mask == k, work.split) for k in range(4)])
         mask = np.where(votes.any(axis=0), votes.argmax(axis=0), VOID).astype(np.uint8)
-    return Labels(mask, _on_grid(statistics, work))
+    return Labels(mask, layers)
 
 
 def measure(points: Source, grid: GeoBox, rules: LidarRules | None = None,
@@ -175,16 +205,21 @@ def measure(points: Source, grid: GeoBox, rules: LidarRules | None = None,
         3 x 3) and, with an image, `ndvi`. The attributes give the side of a pixel in metres and that of a block in
         pixels.
     """
-    work = Work.of(grid)
-    return _on_grid(_measure(points, work, rules or LidarRules(), image), work)
+    return _measure(points, Work.of(grid), rules or LidarRules(), image).on_grid()
 
 
 def apply_rules(statistics: xr.Dataset, rules: LidarRules | None = None) -> NDArray[np.uint8]:
     """Turn statistics into classes of the legend autogeo4; shape (H, W), uint8, 255 where nothing is known."""
-    rules, block, pixel_m = rules or LidarRules(), statistics.attrs["block"], statistics.attrs["pixel_m"]
-    side_m, shape = block * pixel_m, statistics["height"].shape
+    cells, block = {name: a.values for name, a in statistics.items()}, statistics.attrs["block"]
+    judged = {name: to_blocks(cells[name], block, None) for name in _JUDGED}
+    return _classified(cells, judged, block, statistics.attrs["pixel_m"], rules or LidarRules())
+
+
+def _classified(layers, judged, block: int, pixel_m: float, rules: LidarRules) -> NDArray[np.uint8]:
+    """Apply the rules to layers of cells and of blocks."""
+    side_m, shape = block * pixel_m, layers["height"].shape
     how = {"height": np.fmax, "low": np.fmax, "density": np.add, "ndvi": np.add}
-    s = {name: to_blocks(a.values, block, how.get(name)) for name, a in statistics.items()}
+    s = {name: to_blocks(layers[name], block, ufunc) for name, ufunc in how.items() if name in layers} | judged
     cells = lambda metres: max(int(round(metres / side_m)), 1)  # noqa: E731
     with np.errstate(invalid="ignore"):  # what is unknown is NaN, and no rule holds for it
         high = (s["height"] >= rules.high_m) & (s["cover"] >= rules.cover_share)
@@ -210,18 +245,18 @@ def apply_rules(statistics: xr.Dataset, rules: LidarRules | None = None) -> NDAr
     road = opened(~opened(~asphalt, 3), cells(rules.road_width_m))
     blocks = np.select([high & roof, high, at_least(road, rules.road_m2 / side_m**2)], [BUILDING, TREE, ROAD])
     mask = spread(blocks.astype(np.uint8), block)[: shape[0], : shape[1]]
-    height = statistics["height"].values
+    height = layers["height"]
     mask[~(height >= rules.high_m) & (mask == BUILDING)] = BACKGROUND
     # where cells hold less than one return, one that passed through a crown does not make a hole in it
     sparse = spread(dense * pixel_m**2 < block**2, block)[: shape[0], : shape[1]]
-    told = ~sparse | (statistics["density"].values * pixel_m**2 > 1.5)
+    told = ~sparse | (layers["density"] * pixel_m**2 > 1.5)
     mask[~(height >= rules.high_m) & (mask == TREE) & told] = BACKGROUND
     mask[np.isnan(height)] = VOID
     return mask
 
 
-def _measure(points, work: Work, rules: LidarRules, image: Image | None) -> xr.Dataset:
-    """The layers of `measure` on the cells of the grid, without the margin."""
+def _measure(points, work: Work, rules: LidarRules, image: Image | None) -> Layers:
+    """The layers of `measure`."""
     keep_memory()
     r = collect(points, work)
     k, count, lowest = work.block, r.count, r.lowest
@@ -244,13 +279,11 @@ def _measure(points, work: Work, rules: LidarRules, image: Image | None) -> xr.D
         layers["ndvi"] = spread(_ndvi(image, work.grid), work.split)
     for layer in layers.values():
         layer[far] = np.nan
-    nothing, first = to_blocks(far, k, np.logical_and), work.margin // k
-    for name, values in judged.items():
-        values = values[first:, first:][: nothing.shape[0], : nothing.shape[1]].astype(np.float32)
-        values[nothing] = np.nan
-        layers[name] = spread(values, k)[: height.shape[0], : height.shape[1]]
     layers["density"] = count[inner].astype(np.float32) / np.float32(work.cell_m**2)
-    return xr.Dataset({name: (("y", "x"), a) for name, a in layers.items()}, attrs={"pixel_m": work.cell_m, "block": k})
+    nothing, first = to_blocks(far, k, np.logical_and), work.margin // k
+    here = tuple(slice(first, first + n) for n in nothing.shape)
+    judged = {name: np.where(nothing, np.float32(np.nan), a[here]).astype(np.float32) for name, a in judged.items()}
+    return Layers(layers, judged, work)
 
 
 def _without_spikes(height: NDArray[np.float32], far: NDArray[np.bool_], k: int) -> NDArray[np.float32]:

@@ -4,11 +4,11 @@ A `Question` describes what is measured on which runs; `ask` answers many, those
 whole ones with a decoder, and predict the classes of the patches' noisy map; so must the exact masks (`in_legend`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from nbutils.store import RUNS, Result, Run, cached, is_cached, read
 from nbutils.windows import mapper
 
 Answer = dict[str, NDArray]
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,22 @@ class Question:
         }
 
 
-def probes(result: Result, data: PatchSet, *, n_pixels: int, seed: int) -> Question:
+def probes(result: Result, data: PatchSet, *, n_pixels: int, seed: int, split: str = "test") -> Question:
     """Ask what a linear probe of each layer maps right.
 
-    Probes learn from the scenes for fine-tuning and are judged on the test scenes, against the exact masks.
+    Probes learn from the scenes for fine-tuning and are judged on others, against the exact masks.
 
     Args:
         result: A network.
         data: The patches.
         n_pixels: Pixels drawn from each.
         seed: Of the draw.
+        split: The scenes to judge on: ``test``, or ``validation`` for what is to be decided before the test.
 
     Returns:
         Answered by (C, K, K) counts of every layer, rows exact, columns predicted.
     """
-    return _question("probes", data, result, n_pixels=n_pixels, seed=seed)
+    return _question("probes", data, result, n_pixels=n_pixels, seed=seed, split=split)
 
 
 def errors(result: Result, data: PatchSet, *, n_pixels: int, seed: int) -> Question:
@@ -103,17 +105,17 @@ def retrained(result: Result, data: PatchSet, *, budget: int, steps: int, batch_
     return _question("retrained", data, result, budget=budget, steps=steps, batch_size=batch_size, seed=seed)
 
 
-def ask(questions: Sequence[Question], *, workers: int = 2) -> list[Answer]:
-    """Answer questions, in their order; those that are new side by side in `workers` processes of one thread.
+def ask(questions: Mapping[Name, Question], *, workers: int = 2) -> dict[Name, Answer]:
+    """Answer questions under their names; those that are new side by side in `workers` processes of one thread.
 
     Raises:
         StoreError: A network is not stored, or a stored answer cannot be read.
     """
-    new = list({str(question.key): question for question in questions if not is_cached(question.key)}.values())
+    new = {str(question.key): question for question in questions.values() if not is_cached(question.key)}
     if new:
         with mapper(min(workers, len(new))) as each:
-            list(each(_answer, new))
-    return [_answer(question) for question in questions]
+            list(each(_answer, list(new.values())))
+    return {name: _answer(question) for name, question in questions.items()}
 
 
 @cache
@@ -139,9 +141,9 @@ def _answer(question: Question) -> Answer:
     return {layer: np.array(value) for layer, value in cached(question.key, build)}
 
 
-def _probes(data: PatchSet, run: Run, network: nn.Module, *, n_pixels: int, seed: int) -> Answer:
-    rng, judges = np.random.default_rng(seed), {"test": data.split("test")}
-    return probing.probe_layers(network, data.split("finetune"), judges, "exact", n_pixels=n_pixels, rng=rng)["test"]
+def _probes(data: PatchSet, run: Run, network: nn.Module, *, n_pixels: int, seed: int, split: str) -> Answer:
+    rng, judges = np.random.default_rng(seed), {split: data.split(split)}
+    return probing.probe_layers(network, data.split("finetune"), judges, "exact", n_pixels=n_pixels, rng=rng)[split]
 
 
 def _errors(data: PatchSet, run: Run, network: nn.Module, *, n_pixels: int, seed: int) -> Answer:

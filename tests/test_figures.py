@@ -264,6 +264,22 @@ def test_layer_panels_draw_each_measure_beside_its_floor():
         figures.layer_panels(pd.DataFrame(rows).drop(columns="floor_high"))
 
 
+def test_layer_panels_tell_series_of_one_layer_apart():
+    spans = {"low": 0.0, "high": 6.0, "floor_low": 0.0, "floor_high": 2.0}
+    rows = [{"measure": "probe", "layer": layer, "series": name, "value": value, **spans}
+            for name, first in (("the map", 1.0), ("flips", 4.0))
+            for layer, value in (("stem", first), ("head", 5.0))]  # fmt: skip
+    fig = figures.layer_panels(pd.DataFrame(rows))
+    (ax,) = fig.axes
+    points = {tuple(line.get_xdata()): line.get_ydata() for line in ax.lines if len(line.get_xdata()) == 2}
+    first, second = points[1.0, 5.0], points[4.0, 5.0]
+    assert (np.round(first) == [0, 1]).all() and (np.round(second) == [0, 1]).all(), "beside their own layer"
+    assert (second - first > 0.1).all() and names_in(fig.legends[0]) == ["the map", "flips", "chance alone"]
+    many = pd.concat([pd.DataFrame(rows[:2]).assign(series=str(i)) for i in range(7)])
+    with pytest.raises(ValueError, match="at most 6 series"):
+        figures.layer_panels(many)
+
+
 def test_layer_profile_keeps_the_order_of_layers_and_draws_the_floor():
     table = pd.DataFrame({"layer": ["stem", "layer1", "decoder"], "series": "noisy", "value": [0.9, 0.8, 0.7]})
     table = table.assign(low=table["value"] - 0.1, high=table["value"] + 0.1)

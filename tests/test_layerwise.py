@@ -8,6 +8,7 @@ from toy import toy_patches
 
 from nbutils import layerwise, patches, probing, store, study
 
+JUDGES = ("validation", "test")
 COMMON = dict(encoder="tu-test_resnet", width="slim", steps=3, batch_size=4, precision="fp32")
 
 
@@ -44,8 +45,7 @@ def _questions(same, results):
 
 @pytest.fixture(scope="module")
 def answers(same, results):
-    asked = _questions(same, results)
-    return dict(zip(asked, layerwise.ask(list(asked.values()), workers=1), strict=True))
+    return layerwise.ask(_questions(same, results), workers=1)
 
 
 def test_every_measure_answers_for_every_layer(same, results, answers):
@@ -72,15 +72,29 @@ def test_answers_are_those_of_the_measures_themselves(same, results, answers):
 
 
 def test_a_network_that_gives_to_itself_maps_as_before(same, results):
-    (answer,) = layerwise.ask([layerwise.swaps(results["exact"], results["exact"], same, n_patches=8)], workers=1)
-    assert all(np.array_equal(table, results["exact"].scene_counts()) for table in answer.values())
+    question = layerwise.swaps(results["exact"], results["exact"], same, n_patches=8)
+    for table in layerwise.ask({"itself": question}, workers=1)["itself"].values():
+        assert np.array_equal(table, results["exact"].scene_counts())
 
 
 def test_what_is_known_is_read_and_nothing_is_computed(same, results, answers, monkeypatch):
     monkeypatch.setattr(layerwise.study, "network_of", None)
-    again = layerwise.ask(list(_questions(same, results).values()), workers=1)
-    for one, other in zip(answers.values(), again, strict=True):
-        assert all(np.array_equal(one[layer], other[layer]) for layer in one)
+    again = layerwise.ask(_questions(same, results), workers=1)
+    assert list(again) == list(answers)
+    for what, answer in answers.items():
+        assert all(np.array_equal(answer[layer], again[what][layer]) for layer in answer)
+
+
+def test_probes_are_judged_on_the_scenes_asked_for(same, results):
+    asked = {split: layerwise.probes(results["noisy"], same, n_pixels=200, seed=0, split=split) for split in JUDGES}
+    told = layerwise.ask(asked, workers=1)
+    for split, answer in told.items():
+        scenes = np.unique(same.split(split).scenes)
+        assert {table.shape for table in answer.values()} == {(len(scenes), 4, 4)}, split
+        drawn = min(200, int((same.split(split).masks["exact"] != 255).sum()))
+        assert all(table.sum() == drawn for table in answer.values())
+    first, second = (answer["stage1"].sum(axis=0) for answer in told.values())
+    assert not np.array_equal(first, second), "other scenes, other pixels"
 
 
 def test_a_question_is_named_after_all_that_decides_its_answer(same, results):
@@ -89,7 +103,8 @@ def test_a_question_is_named_after_all_that_decides_its_answer(same, results):
     one = asked["probes"]
     keys.append(replace(one, runs=asked["swaps"].runs[:1]).key)
     keys.append(replace(one, fingerprint="another").key)
-    keys.append(replace(one, settings=(("n_pixels", 200), ("seed", 1))).key)
+    keys.append(layerwise.probes(results["noisy"], same, n_pixels=200, seed=1).key)
+    keys.append(layerwise.probes(results["noisy"], same, n_pixels=200, seed=0, split="validation").key)
     assert len({str(key) for key in keys}) == len(keys)
     assert replace(one, store=one.store / "elsewhere").key == one.key
 
@@ -98,5 +113,5 @@ def test_a_network_that_is_not_stored_is_an_error(same, results):
     question = layerwise.probes(results["noisy"], same, n_pixels=150, seed=3)
     lost = replace(question, runs=(replace(question.runs[0], seed=77),))
     with pytest.raises(store.StoreError, match="cannot be read"):
-        layerwise.ask([lost], workers=1)
+        layerwise.ask({"lost": lost}, workers=1)
     assert not store.is_cached(lost.key)

@@ -6,6 +6,7 @@ from textwrap import fill
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
@@ -88,24 +89,38 @@ def layer_panels(table: pd.DataFrame) -> Figure:
     """Several measurements side by side, layers from top to bottom, each beside what chance does to it.
 
     `table` has columns measure, layer, value, low, high (the range over seeds or an interval), floor_low, floor_high
-    (NaN where there is no floor), in the units that `measure` names. Measures and layers keep their order.
+    (NaN where there is no floor), in the units that `measure` names; series, where there is, tells apart up to six
+    values of one layer. Measures, layers and series keep their order.
     """
     house.need(table, ["measure", "layer", "value", "low", "high", "floor_low", "floor_high"], "layer_panels")
-    measures, layers = (list(dict.fromkeys(table[name])) for name in ("measure", "layer"))
-    size = (1.1 + 1.25 * len(measures), 0.9 + 0.2 * len(layers))
+    if "series" not in table:
+        table = table.assign(series="noisy against exact")
+    measures, layers, series = (list(dict.fromkeys(table[name])) for name in ("measure", "layer", "series"))
+    if len(series) > len(OTHERS):
+        raise ValueError(f"layer_panels: at most {len(OTHERS)} series can be told apart, got {len(series)}")
+    size = (1.1 + 1.25 * len(measures), 0.9 + (0.16 + 0.05 * len(series)) * len(layers))
     fig, axes = plt.subplots(1, len(measures), figsize=size, sharey=True, squeeze=False)
     for ax, measure in zip(axes[0], measures, strict=True):
         part = table[table["measure"] == measure]
-        at = [layers.index(layer) for layer in part["layer"]]
-        ax.barh(at, part["floor_high"] - part["floor_low"], 0.7, part["floor_low"], color="#d9d9d9", zorder=1)
-        ax.hlines(at, part["low"], part["high"], color=OTHERS[0][0], linewidth=1.3, zorder=2)
-        ax.plot(part["value"], at, "o", color=OTHERS[0][0], markersize=4, zorder=3)
+        for i, name in enumerate(series):
+            _points_of_layers(ax, part[part["series"] == name], layers, (i - (len(series) - 1) / 2) * 0.22, OTHERS[i])
         ax.axvline(0, color="black", linewidth=0.5, zorder=0)
         ax.set_title(fill(measure, 17), fontsize=7)
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x")
     axes[0, 0].set_yticks(range(len(layers)), layers)
     axes[0, 0].set_ylim(len(layers) - 0.5, -0.5)
-    marks = [Line2D([], [], color=OTHERS[0][0], marker="o", markersize=4, label="noisy against exact")]
+    marks = [
+        Line2D([], [], color=colour, marker=marker, markersize=4, label=name)
+        for name, (colour, marker) in zip(series, OTHERS, strict=False)
+    ]
     house.legend_below(fig, [*marks, Line2D([], [], color="#d9d9d9", linewidth=6, label="chance alone")])
     return fig
+
+
+def _points_of_layers(ax: Axes, part: pd.DataFrame, layers: list[str], offset: float, look: tuple[str, str]) -> None:
+    """Draw one series, and the floor below it."""
+    rows, (colour, marker) = np.array([layers.index(layer) for layer in part["layer"]]), look
+    ax.barh(rows, part["floor_high"] - part["floor_low"], 0.8, part["floor_low"], color="#d9d9d9", zorder=1)
+    ax.hlines(rows + offset, part["low"], part["high"], color=colour, linewidth=1.2, zorder=2)
+    ax.plot(part["value"], rows + offset, marker, color=colour, markersize=3.5, zorder=3)

@@ -74,7 +74,7 @@ def probes(result: Result, data: PatchSet, *, n_pixels: int, seed: int, split: s
 
 
 def errors(result: Result, data: PatchSet, *, n_pixels: int, seed: int) -> Question:
-    """Ask what the layers say about mislabelled pixels of the patches for pretraining, see `probing.probe_errors`.
+    """Ask what the layers say about mislabelled pixels of the patches that it learned from, see `probing.probe_errors`.
 
     Returns:
         Answered by (C, 3) counts of every layer: as labelled, as is true, otherwise. Arguments as of `probes`.
@@ -148,6 +148,7 @@ def _probes(data: PatchSet, run: Run, network: nn.Module, *, n_pixels: int, seed
 
 def _errors(data: PatchSet, run: Run, network: nn.Module, *, n_pixels: int, seed: int) -> Answer:
     seen = data.split("pretrain")
+    seen = seen if run.budget is None else seen.budget(run.budget, run.seed)
     return probing.probe_errors(network, seen, n_pixels=n_pixels, rng=np.random.default_rng(seed))
 
 

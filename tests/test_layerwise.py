@@ -85,6 +85,16 @@ def test_what_is_known_is_read_and_nothing_is_computed(same, results, answers, m
         assert all(np.array_equal(answer[layer], again[what][layer]) for layer in answer)
 
 
+def test_a_network_of_few_patches_is_asked_about_the_errors_of_these_alone(same, results, tmp_path):
+    run = study.pretraining(same, "noisy", seed=0, budget=6, **COMMON)
+    (few,) = study.run_many([run], workers=1, store=tmp_path)
+    seen = same.split("pretrain").budget(6, 0)
+    told = layerwise.ask({"few": layerwise.errors(few, same, n_pixels=200, seed=0)}, workers=1)["few"]
+    direct = probing.probe_errors(study.network_of(few, same), seen, n_pixels=200, rng=np.random.default_rng(0))
+    assert list(told) == list(direct) and all(np.array_equal(told[layer], direct[layer]) for layer in direct)
+    assert len(told["head"]) == len(np.unique(seen.scenes))
+
+
 def test_probes_are_judged_on_the_scenes_asked_for(same, results):
     asked = {split: layerwise.probes(results["noisy"], same, n_pixels=200, seed=0, split=split) for split in JUDGES}
     told = layerwise.ask(asked, workers=1)

@@ -224,7 +224,7 @@ def grid(
     Args:
         slices: Each gives fields of `Cell` a value, or a list of values that are crossed; the others stay as they are
             there. ``arms`` may name the arms of a slice; a cell of several slices compares the arms of all.
-        arms: All there are; others that a slice names are left out.
+        arms: All there are.
         usual: Arms of the slices that name none.
         most: Patches that are labelled exactly. A larger budget, or ``all``, becomes this many.
 
@@ -232,16 +232,19 @@ def grid(
         The arms of each cell, both in their order.
 
     Raises:
-        ValueError: A slice names an unknown field, gives no value, or a budget that is no number of patches.
+        ValueError: A slice names an unknown field or an arm that is not there, gives no value, or a budget that is no
+            number of patches; or the usual arms are not all there.
     """
     cells: dict[Cell, list[str]] = {}
     for one in slices:
         axes = {axis: value if isinstance(value, list) else [value] for axis, value in one.items()}
-        here = axes.pop("arms", usual)
-        if unknown := sorted(axes.keys() - set(Cell._fields)):
-            raise ValueError(f"slice {dict(one)}: no field {', '.join(unknown)}; there are {', '.join(Cell._fields)}")
         if empty := [axis for axis, values in axes.items() if not values]:
             raise ValueError(f"slice {dict(one)}: {', '.join(empty)} has no value")
+        here = axes.pop("arms", usual)
+        if lacking := [arm for arm in here if arm not in arms]:
+            raise ValueError(f"slice {dict(one)}: no arm {', '.join(map(str, lacking))}; there are {', '.join(arms)}")
+        if unknown := sorted(axes.keys() - set(Cell._fields)):
+            raise ValueError(f"slice {dict(one)}: no field {', '.join(unknown)}; there are {', '.join(Cell._fields)}")
         axes["budget"] = [_budget(value, most) for value in axes.get("budget", [Cell().budget])]
         for point in itertools.product(*axes.values()):
             held = cells.setdefault(Cell(**dict(zip(axes, point, strict=True))), [])

@@ -162,7 +162,7 @@ def laid_out(slices, most=64):
 
 
 def test_slices_are_crossed_and_a_cell_of_two_compares_the_arms_of_both():
-    cells = laid_out([{"decoder": ["unet", "fpn"], "budget": [4, "all"]}, {"budget": 4, "arms": ["exact", "dino"]}])
+    cells = laid_out([{"decoder": ["unet", "fpn"], "budget": [4, "all"]}, {"budget": 4, "arms": ["exact"]}])
     assert [(cell.decoder, cell.budget) for cell in cells] == [("unet", 4), ("unet", 64), ("fpn", 4), ("fpn", 64)]
     assert cells[study.Cell(budget=4)] == ARMS
     assert cells[study.Cell(budget=64)] == ARMS[:3]
@@ -181,8 +181,15 @@ def test_the_order_of_slices_changes_no_cell(order):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [({"decoders": ["unet"]}, "no field decoders; there are task, decoder"), ({"decoder": []}, "decoder has no value"),
-     ({"budget": 0}, "a number of patches or `all`, got 0"), ({"budget": "most"}, "got 'most'")],
+     ({"arms": ["exact", "dino"]}, "no arm dino; there are random, moco, noisy, exact"),
+     ({"arms": []}, "arms has no value"), ({"budget": 0}, "a number of patches or `all`, got 0"),
+     ({"budget": "most"}, "got 'most'")],
 )  # fmt: skip
 def test_a_slice_that_cannot_be_meant_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         laid_out([wrong])
+
+
+def test_usual_arms_that_are_not_there_are_named():
+    with pytest.raises(ValueError, match="no arm dino, vicregl; there are"):
+        study.grid([{"budget": 4}], ARMS, usual=["random", "dino", "vicregl"], most=64)

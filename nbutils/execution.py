@@ -25,6 +25,7 @@ from nbutils.evaluation import Tally
 from nbutils.files import alone
 from nbutils.patches import PatchSet
 from nbutils.store import ENCODER, RUNS, Result, Run, StoreError, read, write
+from nbutils.workers import check_script
 
 logging.getLogger("distributed").setLevel(logging.ERROR)  # workers slow to leave a busy machine are no news
 _PACKAGES = ("torch", "segmentation-models-pytorch", "timm", "lightly", "lightning-fabric", "numpy")
@@ -112,6 +113,9 @@ def run_many(runs: Sequence[Run], *, workers: int = 2, store: Path = RUNS) -> li
 
     Returns:
         One result per run, in the order of `runs`.
+
+    Raises:
+        RuntimeError: A script without a main guard asks for processes.
     """
     store.mkdir(parents=True, exist_ok=True)
     if any(not (store / run.key).is_dir() for run in runs):
@@ -125,6 +129,8 @@ def _compute(runs: Sequence[Run], workers: int, store: Path) -> None:
     missing = [run for run in _parents_first(runs) if not (store / run.key).is_dir()]
     if not missing:
         return
+    if workers > 1:
+        check_script()
     finished = _on_cluster(missing, workers, store) if workers > 1 else (execute(run, store) for run in missing)
     start = time.perf_counter()
     for done, result in enumerate(tqdm(finished, total=len(missing), disable=not watched()), start=1):

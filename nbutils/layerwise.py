@@ -19,7 +19,7 @@ from nbutils import batches, evaluation, execution, networks, objectives, patche
 from nbutils.disk import code_digest
 from nbutils.patches import PatchSet
 from nbutils.store import RUNS, Result, Run, cached, is_cached, read
-from nbutils.windows import mapper
+from nbutils.workers import mapper
 
 Answer = dict[str, NDArray]
 Name = TypeVar("Name", bound=Hashable)
@@ -110,6 +110,7 @@ def ask(questions: Mapping[Name, Question], *, workers: int = 2) -> dict[Name, A
 
     Raises:
         StoreError: A network is not stored, or a stored answer cannot be read.
+        RuntimeError: A script without a main guard asks for processes.
     """
     new = {str(question.key): question for question in questions.values() if not is_cached(question.key)}
     if new:

@@ -19,6 +19,7 @@ from nbutils import ROOT, cards, files, legend, simulate, sources, windows
 from nbutils.blockwise import blocks, moments
 from nbutils.disk import code_digest, publish, scratch_folder, write_json
 from nbutils.legend import Legend
+from nbutils.workers import mapper
 
 CACHE = ROOT / "data" / "cache" / "patches"
 SPLITS = ("pretrain", "finetune", "validation", "test")
@@ -179,6 +180,7 @@ def cut(dataset: sources.Dataset, *, size_px: int, max_patches: int, seed: int =
     Raises:
         sources.SourceError: A file cannot be read or a mask is not on its image's grid; the message names it.
         ValueError: No window fits or none is labelled.
+        RuntimeError: A script without a main guard asks for processes.
     """
     if size_px < 1 or max_patches < 1:
         raise ValueError(f"patches need size_px >= 1 and max_patches >= 1, got {size_px} and {max_patches}")
@@ -366,7 +368,7 @@ def _cut(dataset: sources.Dataset, size_px: int, max_patches: int, seed: int, wo
     if len(tiles) == 1 or max(height * width for height, width in shapes) > LARGE_PX:
         workers = 1
     whole = [scratch / f"{i}.npy" for i in range(len(tiles))]
-    with windows.mapper(min(workers, len(tiles))) as each:
+    with mapper(min(workers, len(tiles))) as each:
         surveys = list(each(partial(windows.survey, dataset, size_px), tiles, whole))
         shown = np.concatenate([survey.shown for survey in surveys])
         wanted, places, scenes, member = _by_date(shown, *_draw(dataset, surveys, max_patches, seed))

@@ -132,7 +132,7 @@ def squares(array: NDArray, size_px: int) -> NDArray:
 
 @contextmanager
 def mapper(workers: int) -> Iterator[Callable]:
-    """Yield a `map` that runs in this process, or in order on `workers` fresh ones."""
+    """Yield a `map` that runs in this process, or in order on `workers` fresh ones; from scripts: `workers.mapper`."""
     if workers <= 1:
         yield map
         return

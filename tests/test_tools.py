@@ -6,24 +6,31 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nbformat
 import pages
+import papermill
 import psutil
 import pytest
 import refresh
 import study
 from bs4 import BeautifulSoup
+from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = 'dataset = "x"  # card\noutput = ""  # folder\nn_steps = 3  # steps'
+SOCKETS = Config({"KernelManager": {"transport": "ipc"}})
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 FIGURE = (
     "import pathlib, PIL.Image\n"
     "if output:\n    PIL.Image.new('L', (8, 8)).save(pathlib.Path('..') / output / '01_scene.png')"
 )
+SAY = "print(n_steps, end=' ', flush=True)\nprint(dataset)"  # two messages of the kernel
 
 
 def write_notebook(path: Path, *code: str, opening: str = "# 01 · Maps\n\n**Question.** How good is a *map*?") -> None:
@@ -37,7 +44,20 @@ def write_notebook(path: Path, *code: str, opening: str = "# 01 · Maps\n\n**Que
 
 
 @pytest.fixture
-def repository(tmp_path, monkeypatch):
+def kernels(monkeypatch):
+    """Kernels that are spoken to over sockets in a folder of their own.
+
+    Of TCP, five free ports are looked up for a kernel that binds them when it has started, seconds later; any program
+    may have them by then. Paths of sockets have at most 103 characters, too few for pytest's folders.
+    """
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("JUPYTER_RUNTIME_DIR", folder)
+        monkeypatch.setattr(study.papermill, "execute_notebook", partial(papermill.execute_notebook, config=SOCKETS))
+        yield Path(folder)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch, kernels):
     """A repository with nothing but the city card, in which the tools work."""
     (tmp_path / "data/datasets").mkdir(parents=True)
     shutil.copy(ROOT / "data/datasets/city.yaml", tmp_path / "data/datasets")
@@ -82,14 +102,15 @@ def test_lines_of_other_processes_are_echoed(tmp_path, capsys):
 @pytest.mark.notebook
 def test_study_and_refresh_end_to_end(repository, capfd):
     source = repository / "notebooks/01_a.ipynb"
-    write_notebook(source, "## The scene\n\nWhat to *look* for.", FIGURE, "print(n_steps, dataset)")
+    write_notebook(source, "## The scene\n\nWhat to *look* for.", FIGURE, SAY)
     stored = source.read_bytes()
     assert study.main([]) == 0
     told = capfd.readouterr()
     assert told.err == ""
     assert "[1/1] 01_a" in told.out
     folder = repository / "build/reading/city"
-    assert "3 data/datasets/city.yaml" in str(nbformat.read(folder / "01_a.ipynb", 4).cells[-1].outputs)
+    (said,) = nbformat.read(folder / "01_a.ipynb", 4).cells[-1].outputs
+    assert said.text == "3 data/datasets/city.yaml\n", "one output, whenever the kernel sent its parts"
     assert source.read_bytes() == stored
     front = (folder / "index.html").read_text()
     assert "How good is a map?" in front
@@ -182,29 +203,59 @@ def test_nothing_is_published_when_there_is_nothing_or_too_much(tmp_path, size, 
     assert (target / "05_old.png").exists()
 
 
+def wait_until(happened: Callable[[], object], process: subprocess.Popen, seconds: float = 300) -> None:
+    """Wait for what a process does; fail if it ends before or never does it."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, f"nothing within {seconds} s"
+        time.sleep(0.1)
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Whether a process has ended; one that nobody has asked for its exit status yet has."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.mark.notebook
 def test_interrupting_leaves_no_process(repository):
     spawn = "import subprocess, pathlib, time\nchild = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
-    write_notebook(repository / "notebooks/01_a.ipynb", spawn + "pathlib.Path('up').touch()\ntime.sleep(600)")
+    up = "pathlib.Path('.up').write_text(str(child.pid))\npathlib.Path('.up').rename('up')\ntime.sleep(600)"
+    write_notebook(repository / "notebooks/01_a.ipynb", spawn + up)
     start = (
-        "import pathlib, sys, study\nstudy.ROOT = pathlib.Path.cwd()\nstudy.NOTEBOOKS = study.ROOT / 'notebooks'\n"
+        "import functools, pathlib, sys, study\nfrom traitlets.config import Config\n"
+        "study.ROOT = pathlib.Path.cwd()\nstudy.NOTEBOOKS = study.ROOT / 'notebooks'\n"
         "study.check_dataset = lambda card: None\n"  # spares the import of torch
+        f"sockets = functools.partial(study.papermill.execute_notebook, config=Config({dict(SOCKETS)!r}))\n"
+        "study.papermill.execute_notebook = sockets\n"
         "study.stop_on_signals()\nsys.exit(study.main())"
     )
     tools = {"PYTHONPATH": str(ROOT / "tools")}
     process = subprocess.Popen(
         [sys.executable, "-c", start], cwd=repository, env=os.environ | tools, stderr=subprocess.PIPE, text=True
     )
-    while not (repository / "notebooks/up").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.1)
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert any("sleep" in child.name() for child in family)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    assert process.stderr.read() == "stopped; finished runs are kept and will be reused\n"
-    _, alive = psutil.wait_procs(family, timeout=5)
-    assert not alive
+    family = []
+    try:
+        wait_until((repository / "notebooks/up").exists, process)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert int((repository / "notebooks/up").read_text()) in [child.pid for child in family]
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=300)[1]
+        assert (process.returncode, said) == (130, "stopped; finished runs are kept and will be reused\n")
+        end = time.monotonic() + 60
+        while (alive := [child for child in family if not is_gone(child)]) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not alive
+    finally:
+        for child in (process, *family):
+            try:
+                child.kill()
+            except psutil.NoSuchProcess:
+                pass
+        process.wait()
 
 
 def test_pages_need_no_network(tmp_path):

@@ -39,6 +39,7 @@ BESIDE = ("01_", "02_")
 TABLES = ("[0-9][0-9]_*.csv", "results.csv", "claims.csv")
 PUBLISHED = ("[0-9][0-9]_*.png", *TABLES)
 PUBLISHED_BYTES = 7_000_000
+KERNEL_START_S = 600  # a kernel takes seconds to start, but not on a machine that swaps or compiles
 
 
 class StudyError(Exception):
@@ -166,6 +167,8 @@ def run_notebook(path: Path, copy: Path, parameters: dict[str, Any]) -> None:
             kernel_name="python3",
             cwd=path.parent,
             progress_bar=sys.stderr.isatty(),
+            start_timeout=KERNEL_START_S,
+            coalesce_streams=True,  # else a slow moment splits what a cell prints in two outputs
             extra_arguments=["--log-level=CRITICAL"],  # of the kernel's own log; errors of cells arrive anyway
         )
     except papermill.PapermillExecutionError as error:

@@ -1,0 +1,62 @@
+"""Workers: processes that share the work of a script, and what the script must do to have them.
+
+A fresh process imports the script that started it (`multiprocessing`, "Safe importing of main module"), to know what is
+defined there. Where the script's top level does the work, it would do it again, and start processes from processes.
+"""
+
+import ast
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nbutils import windows
+
+
+@contextmanager
+def mapper(workers: int) -> Iterator[Callable]:
+    """Yield a `map` that runs in this process, or in order on `workers` fresh ones.
+
+    Raises:
+        RuntimeError: As `check_script`.
+    """
+    if workers > 1:
+        check_script()
+    with windows.mapper(workers) as each:
+        yield each
+
+
+def check_script() -> None:
+    """Refuse to start processes from the top level of a script.
+
+    Notebooks, `python -c` and packages run with `python -m` are not imported anew and may start processes anywhere.
+
+    Raises:
+        RuntimeError: The running statement of the script has no main guard around it, or the script is not in a file.
+    """
+    main = sys.modules["__main__"]
+    name = getattr(getattr(main, "__spec__", None), "name", "")
+    script = getattr(main, "__file__", None)
+    if script is None or name.rpartition(".")[2] == "__main__":
+        return
+    running = traceback.walk_stack(inspect.currentframe())
+    top = ((f, line) for f, line in running if f.f_globals is vars(main) and f.f_code.co_name == "<module>")
+    frame, line = next(top, (None, 0))
+    if not Path(script).is_file() or (frame and not _guarded(Path(frame.f_code.co_filename), line)):
+        raise RuntimeError(
+            f"{script}, line {line}: processes were asked for outside the main guard of a script; each would run it "
+            'anew and ask again. Put what it does under `if __name__ == "__main__":` in a file, or pass workers=1'
+        )
+
+
+def _guarded(path: Path, line: int) -> bool:
+    """Whether the top-level statement at a line compares `__name__`; what cannot be looked at passes."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return True
+    running = [part for node in body if node.lineno <= line <= node.end_lineno for part in ast.walk(node)]
+    inside = [part for node in running if isinstance(node, ast.Compare) for part in ast.walk(node)]
+    return not running or any(isinstance(part, ast.Name) and part.id == "__name__" for part in inside)

@@ -202,10 +202,11 @@ _MEASURES: dict[str, Callable[..., Answer]] = {
     "swaps": _swaps,
     "retrained": _retrained,
 }
-_MAPS = (probing.layers, probing.surgery, evaluation, _test_counts)
+_DRAWN = (PatchSet.budget, patches._spread)
+_MAPS = (probing.layers, probing.surgery, evaluation, _test_counts, *_DRAWN)
 _CODE = {
     "probes": (*probing.PROBES, statistics.confusion_counts),
-    "errors": probing.PROBES,
+    "errors": (*probing.PROBES, *_DRAWN),
     "similarity": (probing.layers, probing.similarity),
     "swaps": _MAPS,
     "retrained": (*_MAPS, training, objectives.Supervised, _untrained),

@@ -52,7 +52,7 @@ def check_script() -> None:
 
 
 def _guarded(path: Path, line: int) -> bool:
-    """Whether the top-level statement at a line compares `__name__`; what cannot be looked at passes."""
+    """Whether the top-level statement at a line compares `__name__`, however; what cannot be looked at passes."""
     try:
         body = ast.parse(path.read_bytes()).body
     except (OSError, SyntaxError, ValueError):

@@ -253,15 +253,16 @@ def test_layer_panels_draw_each_measure_beside_its_floor():
     rows = [{"measure": m, "layer": layer, "value": v, "low": v - 1, "high": v + 1, "floor_low": 0.0, "floor_high": f}
             for m, f in (("probe (points)", 2.0), ("1 - CKA", float("nan")))
             for layer, v in (("stem", 3.0), ("stage1", 5.0), ("head", 9.0))]  # fmt: skip
-    fig = figures.layer_panels(pd.DataFrame(rows))
+    table = pd.DataFrame(rows).assign(series="the map")
+    fig = figures.layer_panels(table)
     first, second = fig.axes
     assert [ax.get_title() for ax in fig.axes] == ["probe (points)", "1 - CKA"]
     assert ticks(first.get_yticklabels()) == ["stem", "stage1", "head"] and first.yaxis_inverted()
     assert [bar.get_width() for bar in first.patches] == [2.0] * 3
     assert [line.get_xdata().tolist() for line in second.lines if len(line.get_xdata()) == 3] == [[3.0, 5.0, 9.0]]
-    assert names_in(fig.legends[0]) == ["noisy against exact", "chance alone"]
+    assert names_in(fig.legends[0]) == ["the map", "chance alone"]
     with pytest.raises(ValueError, match="floor_high"):
-        figures.layer_panels(pd.DataFrame(rows).drop(columns="floor_high"))
+        figures.layer_panels(table.drop(columns="floor_high"))
 
 
 def test_layer_panels_tell_series_of_one_layer_apart():
@@ -276,6 +277,11 @@ def test_layer_panels_tell_series_of_one_layer_apart():
     assert (np.round(first) == [0, 1]).all() and (np.round(second) == [0, 1]).all(), "beside their own layer"
     assert (second - first > 0.1).all() and names_in(fig.legends[0]) == ["the map", "flips", "chance alone"]
     many = pd.concat([pd.DataFrame(rows[:2]).assign(series=str(i)) for i in range(7)])
+    (ax,) = figures.layer_panels(many[many.series != "6"]).axes
+    heights = np.concatenate([line.get_ydata() for line in ax.lines if len(line.get_xdata()) == 2][:6])
+    assert abs(heights - np.round(heights)).max() < 0.45 and len(set(heights)) == 12
+    bars = [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in ax.patches]
+    assert min(low for low, _ in bars) > -0.5 and max(high for _, high in bars) < 1.5
     with pytest.raises(ValueError, match="at most 6 series"):
         figures.layer_panels(many)
 

@@ -84,7 +84,7 @@ def test_runs_and_questions_about_layers_are_told_the_same(tmp_path):
     data = toy_patches()
     common = {"steps": 1, "batch_size": 2, "encoder": "tu-test_resnet", "width": "slim", "precision": "fp32"}
     runs = [study.pretraining(data, "noisy", seed=seed, **common) for seed in (0, 1)]
-    asked = [layerwise.Question("probes", (run,), data.fingerprint, (), Path("runs")) for run in runs]
+    asked = {run.seed: layerwise.Question("probes", (run,), data.fingerprint, (), Path("runs")) for run in runs}
     for work in (lambda: study.run_many(runs, workers=2, store=Path("runs")), lambda: layerwise.ask(asked, workers=2)):
         try:
             work()

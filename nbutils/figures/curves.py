@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from nbutils.figures import house
 from nbutils.figures.house import OTHERS
@@ -89,21 +89,22 @@ def layer_panels(table: pd.DataFrame) -> Figure:
     """Several measurements side by side, layers from top to bottom, each beside what chance does to it.
 
     `table` has columns measure, layer, value, low, high (the range over seeds or an interval), floor_low, floor_high
-    (NaN where there is no floor), in the units that `measure` names; series, where there is, tells apart up to six
-    values of one layer. Measures, layers and series keep their order.
+    (NaN where there is no floor), in the units that `measure` names, and series, which tells apart up to six values of
+    one layer. Measures, layers and series keep their order.
     """
-    house.need(table, ["measure", "layer", "value", "low", "high", "floor_low", "floor_high"], "layer_panels")
-    if "series" not in table:
-        table = table.assign(series="noisy against exact")
+    house.need(table, ["measure", "series", "layer", "value", "low", "high", "floor_low", "floor_high"], "layer_panels")
     measures, layers, series = (list(dict.fromkeys(table[name])) for name in ("measure", "layer", "series"))
     if len(series) > len(OTHERS):
         raise ValueError(f"layer_panels: at most {len(OTHERS)} series can be told apart, got {len(series)}")
+    step = 0.8 / len(series)
     size = (1.1 + 1.25 * len(measures), 0.9 + (0.16 + 0.05 * len(series)) * len(layers))
     fig, axes = plt.subplots(1, len(measures), figsize=size, sharey=True, squeeze=False)
     for ax, measure in zip(axes[0], measures, strict=True):
         part = table[table["measure"] == measure]
         for i, name in enumerate(series):
-            _points_of_layers(ax, part[part["series"] == name], layers, (i - (len(series) - 1) / 2) * 0.22, OTHERS[i])
+            rows = part[part["series"] == name]
+            at = np.array([layers.index(layer) for layer in rows["layer"]]) + (i - (len(series) - 1) / 2) * step
+            _points_of_layers(ax, rows, at, step, OTHERS[i])
         ax.axvline(0, color="black", linewidth=0.5, zorder=0)
         ax.set_title(fill(measure, 17), fontsize=7)
         ax.tick_params(axis="y", length=0)
@@ -118,9 +119,11 @@ def layer_panels(table: pd.DataFrame) -> Figure:
     return fig
 
 
-def _points_of_layers(ax: Axes, part: pd.DataFrame, layers: list[str], offset: float, look: tuple[str, str]) -> None:
-    """Draw one series, and the floor below it."""
-    rows, (colour, marker) = np.array([layers.index(layer) for layer in part["layer"]]), look
-    ax.barh(rows, part["floor_high"] - part["floor_low"], 0.8, part["floor_low"], color="#d9d9d9", zorder=1)
-    ax.hlines(rows + offset, part["low"], part["high"], color=colour, linewidth=1.2, zorder=2)
-    ax.plot(part["value"], rows + offset, marker, color=colour, markersize=3.5, zorder=3)
+def _points_of_layers(
+    ax: Axes, table: pd.DataFrame, at: NDArray[np.float64], height: float, look: tuple[str, str]
+) -> None:
+    """Draw one series at the heights `at`, and the floor below it."""
+    colour, marker = look
+    ax.barh(at, table["floor_high"] - table["floor_low"], height, table["floor_low"], color="#d9d9d9", zorder=1)
+    ax.hlines(at, table["low"], table["high"], color=colour, linewidth=1.2, zorder=2)
+    ax.plot(table["value"], at, marker, color=colour, markersize=3.5, zorder=3)

@@ -49,6 +49,7 @@ from nbutils.lidar.points import Points
 
 BACKGROUND, TREE, BUILDING, ROAD = range(4)  # the order of the legend `autogeo4`
 _JUDGED = ("multiple", "roughness", "scatter", "hollow", "cover", "intensity")  # layers of blocks
+_Named = dict[str, NDArray[np.float32]]
 Image = xr.DataArray | tuple[NDArray, Sequence[str]]
 _LEAST_M = 0.7  # returns lower than this are the ground beside a wall or below leaves: their scatter says nothing
 _SKIN_M = 1.0  # returns so far below the highest of their block came through what returned that one
@@ -215,8 +216,8 @@ def apply_rules(statistics: xr.Dataset, rules: LidarRules | None = None) -> NDAr
     return _classified(cells, judged, block, statistics.attrs["pixel_m"], rules or LidarRules())
 
 
-def _classified(layers, judged, block: int, pixel_m: float, rules: LidarRules) -> NDArray[np.uint8]:
-    """Apply the rules to layers of cells and of blocks."""
+def _classified(layers: _Named, judged: _Named, block: int, pixel_m: float, rules: LidarRules) -> NDArray[np.uint8]:
+    """Apply the rules to layers of cells, and those judged by blocks."""
     side_m, shape = block * pixel_m, layers["height"].shape
     how = {"height": np.fmax, "low": np.fmax, "density": np.add, "ndvi": np.add}
     s = {name: to_blocks(layers[name], block, ufunc) for name, ufunc in how.items() if name in layers} | judged

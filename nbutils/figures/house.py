@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
+from io import BytesIO
 from pathlib import Path
 from textwrap import fill
 
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 from nbutils import ROOT
 from nbutils.legend import VOID, Legend
@@ -335,6 +337,13 @@ def curves(table: pd.DataFrame, x: str, xlabel: str, ylabel: str, *, percent: bo
 # Files
 
 
+def _opaque(fig: Figure) -> Image.Image:
+    """Draw a figure without the channel of transparency, which takes a tenth of a file and shows nothing."""
+    drawn = BytesIO()
+    fig.savefig(drawn, format="png", dpi=SAVED_DPI)
+    return Image.open(drawn).convert("RGB")
+
+
 def save(fig: Figure, name: str, folder: str | Path | None, table: pd.DataFrame | None = None) -> Path | None:
     """Write a figure as PNG and the numbers behind it as CSV beside it; the same input gives the same bytes.
 
@@ -348,7 +357,7 @@ def save(fig: Figure, name: str, folder: str | Path | None, table: pd.DataFrame 
         return None
     path = _folder(folder) / f"{name}.png"
     with plt.rc_context(STYLE):
-        _write(path, lambda new: fig.savefig(new, format="png", dpi=SAVED_DPI, metadata={"Software": None}))
+        _write(path, lambda new: _opaque(fig).save(new, "png", optimize=True, dpi=(SAVED_DPI, SAVED_DPI)))
     if table is not None:
         save_table(table, name, folder)
     return path

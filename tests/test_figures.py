@@ -10,7 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from nbutils import figures, legend, statistics
 from nbutils.legend import VOID, Legend
@@ -382,11 +381,12 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = figures.save(fig, "00_map", tmp_path)
     before = path.read_bytes()
 
-    def broken(picture, file, *_, **__):
-        file.write_bytes(b"half")
-        raise OSError("disk full")
+    class Broken:
+        def save(self, file, *_, **__):
+            file.write_bytes(b"half")
+            raise OSError("disk full")
 
-    monkeypatch.setattr(Image.Image, "save", broken)
+    monkeypatch.setattr(figures.house, "_opaque", lambda fig: Broken())
     with pytest.raises(OSError, match="disk full"):
         figures.save(fig, "00_map", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["00_map.png"]

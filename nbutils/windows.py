@@ -1,10 +1,7 @@
 """Windows: the squares an image is cut into, looked through in strips and read one by one."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,13 +125,3 @@ def squares(array: NDArray, size_px: int) -> NDArray:
     blocks = array.reshape(*array.shape[:-2], rows, size_px, columns, size_px)
     blocks = np.moveaxis(blocks, (-4, -2), (0, 1))  # (rows, columns, ..., size, size)
     return blocks.reshape(rows * columns, *blocks.shape[2:])
-
-
-@contextmanager
-def mapper(workers: int) -> Iterator[Callable]:
-    """Yield a `map` that runs in this process, or in order on `workers` fresh ones; from scripts: `workers.mapper`."""
-    if workers <= 1:
-        yield map
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield partial(pool.map, chunksize=1)

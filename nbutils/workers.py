@@ -6,26 +6,31 @@ defined there. Where the script's top level does the work, it would do it again,
 
 import ast
 import inspect
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-
-from nbutils import windows
 
 
 @contextmanager
 def mapper(workers: int) -> Iterator[Callable]:
-    """Yield a `map` that runs in this process, or in order on `workers` fresh ones.
+    """Yield a `map` that runs in this process, or in order on `workers` fresh ones, which end with this one.
 
     Raises:
         RuntimeError: As `check_script`.
     """
-    if workers > 1:
-        check_script()
-    with windows.mapper(workers) as each:
-        yield each
+    if workers <= 1:
+        yield map
+        return
+    check_script()
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
+        yield partial(pool.map, chunksize=1)
 
 
 def check_script() -> None:
@@ -49,6 +54,16 @@ def check_script() -> None:
             f"{script}, line {line}: processes were asked for outside the main guard of a script; each would run it "
             'anew and ask again. Put what it does under `if __name__ == "__main__":` in a file, or pass workers=1'
         )
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, killed or not: the pipe it waits at is held open by its siblings."""
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _guarded(path: Path, line: int) -> bool:

@@ -261,6 +261,8 @@ def test_layer_panels_draw_each_measure_beside_its_floor():
     assert [bar.get_width() for bar in first.patches] == [2.0] * 3
     assert [line.get_xdata().tolist() for line in second.lines if len(line.get_xdata()) == 3] == [[3.0, 5.0, 9.0]]
     assert names_in(fig.legends[0]) == ["the map", "chance alone"]
+    without = figures.layer_panels(table[table.measure == "1 - CKA"])
+    assert names_in(without.legends[0]) == ["the map"], "nothing is said of chance that is not drawn"
     with pytest.raises(ValueError, match="floor_high"):
         figures.layer_panels(table.drop(columns="floor_high"))
 

@@ -115,7 +115,9 @@ def layer_panels(table: pd.DataFrame) -> Figure:
         Line2D([], [], color=colour, marker=marker, markersize=4, label=name)
         for name, (colour, marker) in zip(series, OTHERS, strict=False)
     ]
-    house.legend_below(fig, [*marks, Line2D([], [], color="#d9d9d9", linewidth=6, label="chance alone")])
+    if table["floor_high"].notna().any():
+        marks.append(Line2D([], [], color="#d9d9d9", linewidth=6, label="chance alone"))
+    house.legend_below(fig, marks)
     return fig
 
 

@@ -12,9 +12,6 @@ from nbutils import ROOT
 FOLDERS = sorted(path.parent for path in (ROOT / "figures").rglob("claims.csv"))
 PARAGRAPHS = prose.paragraphs((ROOT / "README.md").read_text(encoding="utf-8"))
 STATEMENTS = [statement for paragraph in PARAGRAPHS for statement in prose.statements(paragraph)]
-MEASURED_ELSEWHERE = {  # the words before it: why no table holds it
-    "carrying everything is better by": "notebook 03 prints it; 03_carried.csv compares each with the encoder alone",
-}
 
 
 def test_the_readme_holds_the_claims_of_the_committed_figures():
@@ -67,32 +64,21 @@ def test_every_score_names_the_runs_it_is_the_mean_of(folder):
 # --- prose
 
 
-def elsewhere(statement: prose.Statement) -> list[str]:
-    return [words for words in MEASURED_ELSEWHERE if statement.before.endswith(words)]
-
-
-HELD = [statement for statement in STATEMENTS if not elsewhere(statement)]
-
-
 def backed(statement: prose.Statement, root=ROOT) -> bool:
     return any(prose.says(statement, row) for row in prose.rows(statement.linked, root))
 
 
-@pytest.mark.parametrize("statement", HELD, ids=str)
+@pytest.mark.parametrize("statement", STATEMENTS, ids=str)
 def test_every_interval_in_prose_is_a_row_of_a_table_that_its_paragraph_links(statement):
     assert any(prose.rows(statement.linked)), f"{statement}: link the table it is from in its paragraph"
     assert backed(statement), f"{statement}: no row of {', '.join(statement.linked)} holds these three numbers"
 
 
 def test_no_digit_in_prose_can_change_unseen():
-    known = {statement.linked: list(prose.rows(statement.linked)) for statement in HELD}
-    changed = [(other, known[other.linked]) for held in HELD for other in prose.with_a_digit_changed(held)]
+    known = {statement.linked: list(prose.rows(statement.linked)) for statement in STATEMENTS}
+    changed = [(other, known[other.linked]) for held in STATEMENTS for other in prose.with_a_digit_changed(held)]
     assert len(changed) > 100
     assert not [str(other) for other, rows in changed if any(prose.says(other, row) for row in rows)]
-
-
-def test_what_was_measured_elsewhere_is_still_said():
-    assert sorted(words for statement in STATEMENTS for words in elsewhere(statement)) == sorted(MEASURED_ELSEWHERE)
 
 
 SAID = [

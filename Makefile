@@ -13,7 +13,7 @@ BIN     := .venv/bin
 help:
 	@echo "make study     the study at the quick reading profile -> build/reading/city/index.html"
 	@echo "               options: PROFILE=evidence DATASET=path/to/card.yaml"
-	@echo "make figures   the evidence profile; writes figures/ (about four hours on two cores, resumable)"
+	@echo "make figures   the evidence profile; writes figures/ (about five hours on two cores, resumable)"
 	@echo "make test      lint, unit tests, notebooks at a tiny size, stored notebook outputs"
 	@echo "make lab       JupyterLab on the notebooks"
 	@echo "make refresh   run the notebooks at their defaults and store their outputs"

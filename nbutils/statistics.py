@@ -18,7 +18,7 @@ With few seeds they are too narrow all the same; `claims.paired_interval` is not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -202,36 +202,6 @@ def coverage(
         low, high = interval(sample, rng)
         held += bool(low <= truth <= high)
     return held / n_repeats
-
-
-def contrast(
-    terms: Sequence[tuple[float, ArrayLike]],
-    *,
-    rng: np.random.Generator,
-    metric: Metric = mean_iou,
-    n_boot: int = 2000,
-    level: float = 0.95,
-) -> Difference:
-    """Weighted sum of the scores of several arms that share seeds and scenes, such as a difference of differences.
-
-    Args:
-        terms: Weight and counts (S seeds, C scenes, K, K) of each arm; the same seeds and scenes in the same order.
-        rng: Source of randomness.
-        metric: Function of counts (..., K, K) to scores (...).
-        n_boot: Number of draws.
-        level: Nominal coverage of the interval, in (0, 1); see `paired_bootstrap` for what it is with few seeds.
-
-    Returns:
-        The sum in units of the metric. ValueError if shapes differ.
-    """
-    stacks = [_stack(counts, f"term {at}", level) for at, (_, counts) in enumerate(terms)]
-    if len({stack.shape for stack in stacks}) != 1:
-        shapes = ", ".join(str(stack.shape) for stack in stacks)
-        raise ValueError(f"not the same seeds x scenes x K x K: {shapes or 'no term'}")
-    weights = np.array([weight for weight, _ in terms], dtype=np.float64)
-    score, draws = _bootstrap(np.stack(stacks), metric, n_boot, rng)
-    (n_seeds, n_scenes), (low, high) = stacks[0].shape[:2], _percentiles(weights @ draws, level, stacks[0].shape)
-    return Difference(float(weights @ score), low, high, n_seeds, n_scenes, verdict(low, high))
 
 
 def mean_interval(

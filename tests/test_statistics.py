@@ -308,21 +308,3 @@ def test_coverage_of_a_known_interval():
     share = stats.coverage(simulate, lambda x, _: (x - 1.96, x + 1.96), 2000, rng)
     assert share == pytest.approx(0.95, abs=0.02)
     assert stats.coverage(simulate, lambda x, _: (np.nan, np.inf), 10, rng) == 0
-
-
-@settings(deadline=None, max_examples=10)
-@given(st.integers(0, 2**16))
-def test_a_contrast_of_two_is_their_paired_difference_and_terms_cancel(seed):
-    rng = np.random.default_rng(seed)
-    a, b = (rng.integers(1, 50, (3, 4, 2, 2)) for _ in range(2))
-    b[..., 1] += a.sum(-1) - b.sum(-1) + 100
-    a[..., 1] += 100  # paired: equal exact pixels
-    pair = stats.paired_bootstrap(a, b, rng=np.random.default_rng(0), n_boot=200)
-    assert stats.contrast([(1, a), (-1, b)], rng=np.random.default_rng(0), n_boot=200) == pair
-    none = stats.contrast([(1, a), (-0.5, a), (-0.5, a), (0, b)], rng=rng, n_boot=200)
-    assert (none.effect, none.low, none.high) == pytest.approx((0, 0, 0), abs=1e-12)
-
-
-def test_a_contrast_wants_the_same_seeds_and_scenes():
-    with pytest.raises(ValueError, match="not the same seeds x scenes"):
-        stats.contrast([(1, np.ones((2, 3, 2, 2))), (-1, np.ones((3, 3, 2, 2)))], rng=np.random.default_rng(0))

@@ -7,8 +7,8 @@ on the city's validation scenes, averaged over two seeds and over frozen and fin
 tuning. The supervised arms (exact, noisy and its remedies) share one rate, the best on average over noisy and exact,
 so that they differ in their labels alone; exact by itself would take 0.02, by 0.3 points. Then one rate of fine-
 tuning is taken for all arms, on the first seed: the one that suits the random encoder best, so that no lead over it
-is owed to the rate; averaged over all arms at their own rates, 0.006 would be ahead by 0.8 points. Writes
-`tools/rates.csv`, whose keys are of the code at that time; `arms.LEARNING_RATES` holds what it says. Resumes.
+is owed to the rate; averaged over all arms at their own rates, 0.006 would be ahead by 0.8 points.
+Writes `tools/rates.csv`, whose keys are of the code at that time; `arms.LEARNING_RATES` holds what it says. Resumes.
 """
 
 import itertools

@@ -234,6 +234,7 @@ def failing(monkeypatch, error: BaseException, after: int) -> list[laspy.LasRead
         return read(reader, n)
 
     monkeypatch.setattr(laspy.LasReader, "read_points", read_points)
+    monkeypatch.setattr(room, "_DECODED", 500)
     return readers
 
 

@@ -7,7 +7,7 @@ PROFILE ?= reading
 DATASET ?= data/datasets/city.yaml
 BIN     := .venv/bin
 
-.PHONY: help study figures test lab refresh archives bench lint clean clean-data
+.PHONY: help study figures test lab refresh site archives bench lint clean clean-data
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test      lint, unit tests, notebooks at a tiny size, stored notebook outputs"
 	@echo "make lab       JupyterLab on the notebooks"
 	@echo "make refresh   run the notebooks at their defaults and store their outputs"
+	@echo "make site      notebooks, figures and texts as web pages -> build/site/index.html"
 	@echo "make archives  public archives with a recipe, their sizes and licences"
 	@echo "make bench     benchmark table -> build/bench.md"
 	@echo "make lint      ruff over code and notebooks"
@@ -52,6 +53,9 @@ archives: .venv/.ready
 
 refresh: .venv/.ready
 	@$(BIN)/python tools/refresh.py
+
+site: .venv/.ready
+	@$(BIN)/python tools/site_pages.py
 
 # ---- checks ----------------------------------------------------------------------------------------------------
 lint: .venv/.ready

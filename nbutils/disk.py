@@ -37,10 +37,14 @@ def publish(scratch: Path, folder: Path) -> None:
 
 def write_json(path: Path, content: dict) -> None:
     """Write JSON under a temporary name, flush, rename."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write text under a temporary name, flush, rename."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     with open(scratch, "w") as file:
-        json.dump(content, file, indent=1, sort_keys=True)
-        file.write("\n")
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)

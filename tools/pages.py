@@ -29,6 +29,7 @@ from pygments.formatters import HtmlFormatter
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = Path(__file__).with_name("templates")
+NO_ALT = "No description has been provided for this image"  # what nbconvert writes
 HEADLINES = ("05_budget_curves", "05_claims")  # wide, at the top
 PACKAGES = (
     "torch",
@@ -85,7 +86,20 @@ def notebook_body(book: nbformat.NotebookNode, source: Path, folder: Path) -> st
             image["src"] = f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
     for link in soup.select("a[href]"):
         link["href"] = page_link(link["href"], source.parent, folder)
+    describe_pictures(soup)
     return str(soup)
+
+
+def describe_pictures(soup: BeautifulSoup) -> None:
+    """Give pictures that cells made an alternative text: the heading and the paragraph above them."""
+    heading, paragraph = "", ""
+    for tag in soup.find_all(["h1", "h2", "h3", "p", "img"]):
+        if tag.name == "p":
+            paragraph = " ".join(tag.get_text().split())
+        elif tag.name != "img":
+            heading, paragraph = " ".join(tag.get_text().split()), ""
+        elif tag.get("alt", NO_ALT) == NO_ALT:
+            tag["alt"] = f"{heading}. {paragraph}".strip()
 
 
 def page_link(href: str, source_folder: Path, folder: Path) -> str:

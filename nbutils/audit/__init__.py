@@ -12,7 +12,7 @@ from nbutils.audit.agreement import (
     compare,
     wilson_interval,
 )
-from nbutils.audit.findings import Findings, examine, statistics_of, with_intervals
+from nbutils.audit.findings import Findings, examine, pool, statistics_of, with_intervals
 from nbutils.audit.structure import EDGES_PX, KINDS, SIZES_PX
 from nbutils.distance import boundary_distance
 
@@ -28,6 +28,7 @@ __all__ = [
     "compare",
     "examine",
     "planning",
+    "pool",
     "sampling",
     "statistics_of",
     "suspicion",

@@ -1,0 +1,88 @@
+"""The pre-flight forecast: what a gain is taken to mean, how its hits are counted, and the probe itself."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbutils import preflight
+from nbutils.preflight import AHEAD, BEHIND, OPEN
+
+
+def known(gains, effects, rival="random", data="one") -> pd.DataFrame:
+    n = len(gains)
+    names = [f"case {i}" for i in range(n)]
+    return pd.DataFrame({"data": data, "case": names, "wrong": 0.2, "rival": rival, "gain": gains, "effect": effects,
+                         "low": np.asarray(effects) - 0.02, "high": np.asarray(effects) + 0.02})  # fmt: skip
+
+
+GAINS = np.linspace(-0.15, 0.15, 12)
+TELLING = known(GAINS, GAINS / 2)
+
+
+def test_far_gains_are_told_and_near_ones_are_not():
+    assert preflight.forecast("random", 0.15, TELLING).answer == AHEAD
+    assert preflight.forecast("random", -0.15, TELLING).answer == BEHIND
+    assert preflight.forecast("random", 0.0, TELLING).answer == OPEN
+
+
+@given(st.lists(st.floats(-0.3, 0.3), min_size=4, max_size=12), st.integers(0, 2**32 - 1))
+def test_the_answer_follows_from_the_probability(gains, seed):
+    effects = np.random.default_rng(seed).normal(0, 0.05, len(gains))
+    for gain in (-0.2, 0.0, 0.2):
+        said = preflight.forecast("random", gain, known(gains, effects))
+        assert 0 <= said.probability <= 1
+        expected = AHEAD if said.probability >= 0.8 else BEHIND if said.probability <= 0.2 else OPEN
+        assert said.answer == expected
+
+
+def test_where_all_went_one_way_the_gain_tells_nothing():
+    always = known([0.01, 0.02, 0.03], [0.1, 0.1, 0.1])
+    assert preflight.forecast("random", -9.0, always).probability == pytest.approx(4 / 5)
+    assert preflight.forecast("random", 9.0, always.assign(effect=-0.1)).probability == pytest.approx(1 / 5)
+
+
+def test_other_rivals_say_nothing():
+    both = pd.concat([TELLING, known(-GAINS, GAINS / 2, rival="moco")])
+    assert preflight.forecast("random", 0.15, both) == preflight.forecast("random", 0.15, TELLING)
+    with pytest.raises(ValueError, match="no known case of 'dino'; there are moco, random"):
+        preflight.forecast("dino", 0.1, both)
+
+
+def test_a_gain_that_is_no_number_is_an_error():
+    with pytest.raises(ValueError, match="is nan; do the validation scenes have exact masks"):
+        preflight.forecast("random", float("nan"), TELLING)
+
+
+def test_a_case_does_not_forecast_itself():
+    odd = known([*GAINS, 0.2], [*GAINS / 2, -0.5])  # one case that contradicts all others
+    judged = preflight.leave_one_out(odd)
+    alone = preflight.forecast("random", 0.2, TELLING)
+    assert judged.probability.iloc[-1] == pytest.approx(alone.probability) and judged.right.iloc[-1] == 0
+
+
+def test_leaving_data_out_leaves_all_its_cases_out():
+    here, there = known(GAINS, GAINS / 2, data="here"), known(GAINS, -GAINS / 2, data="there")
+    judged = preflight.leave_one_out(pd.concat([here, there], ignore_index=True), by="data")
+    assert (judged.right.dropna() == 0).all() and judged.right.notna().any()  # each learned the opposite from the other
+    with pytest.raises(ValueError, match="takes two, got 1"):
+        preflight.leave_one_out(here, by="data")
+
+
+def test_hits_are_counted_among_the_told():
+    judged = TELLING.assign(answer=[AHEAD] * 3 + [OPEN] * 9, right=[1.0, 0.0, 1.0] + [np.nan] * 9)
+    row = preflight.hit_rates(judged).loc["random"]
+    assert (row.cases, row.told, row.right) == (12, 3, 2) and row.share == pytest.approx(2 / 3)
+    assert row.low < 2 / 3 < row.high and row.always == pytest.approx(0.5)
+    nothing = preflight.hit_rates(TELLING.assign(answer=OPEN, right=np.nan)).loc["all"]
+    assert nothing.told == 0 and np.isnan(nothing.share)
+
+
+def test_the_shipped_cases_are_whole_and_can_be_judged():
+    table = preflight.read_known()
+    assert list(table) == ["data", "case", "wrong", "rival", "gain", "effect", "low", "high"]
+    assert all(sorted(rivals) == ["moco", "random"] for _, rivals in table.groupby(["data", "case"]).rival)
+    assert table.notna().all(axis=None) and table.wrong.between(0, 1).all()
+    assert table[["gain", "effect"]].abs().le(1).all(axis=None) and (table.low <= table.effect).all()
+    assert len(preflight.leave_one_out(table, by="data")) == len(table)

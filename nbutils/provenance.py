@@ -38,8 +38,8 @@ def record(store: Path) -> dict[str, Any]:
     """
     lock = environment()
     digest = digest_of(lock)
-    if not (path := store / ENVIRONMENTS / f"{digest}.json").exists():
-        disk.write_json(path, lock)
+    if read(store, {"environment": digest}) is None:
+        disk.write_json(store / ENVIRONMENTS / f"{digest}.json", lock)
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **machine(),

@@ -7,7 +7,7 @@ PROFILE ?= reading
 DATASET ?= data/datasets/city.yaml
 BIN     := .venv/bin
 
-.PHONY: help study figures test lab refresh site archives bench lint clean clean-data
+.PHONY: help study figures test lab refresh site archives bench verify lint clean clean-data
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make site      notebooks, figures and texts as web pages -> build/site/index.html"
 	@echo "make archives  public archives with a recipe, their sizes and licences"
 	@echo "make bench     benchmark table -> build/bench.md"
+	@echo "make verify    redo one stored run and compare: RUN=<key>"
 	@echo "make lint      ruff over code and notebooks"
 	@echo "make clean     remove build/ and caches;  make clean-data  also finished runs and generated worlds"
 
@@ -56,6 +57,10 @@ refresh: .venv/.ready
 
 site: .venv/.ready
 	@$(BIN)/python tools/site_pages.py
+
+verify: .venv/.ready
+	@test -n '$(RUN)' || { echo "say which run: make verify RUN=<key>, the name of a folder in data/runs"; exit 2; }
+	@$(BIN)/python tools/verify.py '$(RUN)'
 
 # ---- checks ----------------------------------------------------------------------------------------------------
 lint: .venv/.ready

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbutils import claims, statistics
-from nbutils.store import Result
+from nbutils.store import Result, check_code
 from nbutils.study import Cell
 
 __all__ = [
@@ -168,7 +168,7 @@ def counts(results: Results, cell: Cell, arm: str, of: str = "counts") -> np.nda
         (S, C, ...) for every seed of the experiment, in the order of their first result, and every scene, by name.
 
     Raises:
-        ValueError: A seed's result is missing, or it is of other scenes than the first one's.
+        ValueError: A seed's result is missing, or it is of other scenes or another version of the code than the first.
     """
     return _stacked(_results(results, cell, arm), of)
 
@@ -187,12 +187,12 @@ def claim(results: Results, terms: Contrast, *, id: str, text: str, world: str) 
         The claim, with the keys of the runs it rests on.
 
     Raises:
-        ValueError: There are no terms, or an arm's results in a cell are missing or of other scenes.
+        ValueError: There are no terms, or results are missing, of other scenes or of different versions of the code.
     """
     if not terms:
         raise ValueError(f"the claim {id!r} ({text}) has no terms: none of its cells is in this experiment")
     runs = {(term.cell, term.arm): _results(results, term.cell, term.arm) for term in terms}
-    _check_scenes(runs)
+    _check_comparable(runs)
     return claims.claim_of(
         [(term.weight, _stacked(runs[term.cell, term.arm])) for term in terms],
         tasks=[term.cell.task for term in terms],
@@ -258,7 +258,7 @@ def _results(results: Results, cell: Cell, arm: str) -> list[Result]:
             f"arms with results there: {', '.join(there) or 'none'}"
         )
     found = [results[cell, arm, seed] for seed in seeds]
-    _check_scenes({(cell, arm): found})
+    _check_comparable({(cell, arm): found})
     return found
 
 
@@ -266,8 +266,9 @@ def _stacked(each: Sequence[Result], of: str = "counts") -> np.ndarray:
     return np.stack([result.scene_counts(of=of) for result in each])
 
 
-def _check_scenes(runs: Mapping[tuple[Cell, str], Sequence[Result]]) -> None:
-    """Raise where results of one task are not judged on the same scenes, for they are paired by position."""
+def _check_comparable(runs: Mapping[tuple[Cell, str], Sequence[Result]]) -> None:
+    """Raise where code differs, or results of one task are not judged on the scenes they are paired by."""
+    check_code(result for each in runs.values() for result in each)
     seen: dict[str, list[str]] = {}
     for (cell, arm), each in runs.items():
         for result in each:

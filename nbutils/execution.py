@@ -2,15 +2,13 @@
 
 import logging
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import dask
@@ -20,15 +18,27 @@ from distributed import Client, LocalCluster, as_completed
 from torch import nn
 from tqdm import tqdm
 
-from nbutils import ROOT, arms, checkpoint, evaluation, networks, patches, probing, statistics, training, weights
+from nbutils import (
+    ROOT,
+    arms,
+    checkpoint,
+    disk,
+    evaluation,
+    networks,
+    patches,
+    probing,
+    provenance,
+    statistics,
+    training,
+    weights,
+)
 from nbutils.evaluation import Tally
 from nbutils.files import alone
 from nbutils.patches import PatchSet
-from nbutils.store import ENCODER, RUNS, Result, Run, StoreError, read, write
+from nbutils.store import ENCODER, RUNS, Result, Run, StoreError, read, write, writing
 from nbutils.workers import check_script
 
 logging.getLogger("distributed").setLevel(logging.ERROR)  # workers slow to leave a busy machine are no news
-_PACKAGES = ("torch", "segmentation-models-pytorch", "timm", "lightly", "lightning-fabric", "numpy")
 
 
 def execute(run: Run, store: Path = RUNS) -> Result:
@@ -38,7 +48,8 @@ def execute(run: Run, store: Path = RUNS) -> Result:
 
     Raises:
         WeightsError: The parent's weights are missing or unreadable.
-        StoreError: The run's own result is unreadable, or the weights of others are not in the store.
+        StoreError: The run's own result is unreadable, the store cannot be written, or the weights of others are not
+            in it.
         training.TrainingError: The training diverged; nothing is stored.
     """
     if (store / run.key).is_dir():
@@ -52,29 +63,41 @@ def execute(run: Run, store: Path = RUNS) -> Result:
         if run.parent is not None:
             data = prepared(store / run.parent.key, data)
             licences.append(weights.load(store / run.parent.key)[1].licence)
-        trained, curve = _train(run, data, store)
+        with _saving(_checkpoint(run, store)):
+            trained, curve = _train(run, data, store)
         tallies = _evaluate(run, trained, data)
         seconds = time.perf_counter() - start
-    card = weights.WeightCard(
-        encoder=run.encoder,
-        arm=run.arm,
-        bands=data.bands,
-        scale=data.scale,
-        mean=data.mean,
-        std=data.std,
-        patch_px=data.patch_px,
-        gsd_m=data.gsd_m,
-        legend=data.legend_of(run.target).name if run.target else None,
-        run=run.key,
-        licence="; ".join(dict.fromkeys(licences)),
-    )
-    keep(run, trained.state_dict(), card, store, tallies=tallies, curve=curve, seconds=seconds)
+        card = weights.WeightCard(
+            encoder=run.encoder,
+            arm=run.arm,
+            bands=data.bands,
+            scale=data.scale,
+            mean=data.mean,
+            std=data.std,
+            patch_px=data.patch_px,
+            gsd_m=data.gsd_m,
+            legend=data.legend_of(run.target).name if run.target else None,
+            run=run.key,
+            licence="; ".join(dict.fromkeys(licences)),
+        )
+        keep(run, trained.state_dict(), card, store, tallies=tallies, curve=curve, seconds=seconds)
     checkpoint.remove(_checkpoint(run, store))
     return read(run, store)
 
 
 def _checkpoint(run: Run, store: Path) -> Path:
     return store / f".{run.key}.checkpoint"
+
+
+@contextmanager
+def _saving(path: Path) -> Iterator[None]:
+    """Name the checkpoint where one cannot be written, and take away the half of it that fills a full disk."""
+    try:
+        with writing(path):
+            yield
+    except StoreError:
+        checkpoint._scratch(path).unlink(missing_ok=True)
+        raise
 
 
 def keep(
@@ -98,8 +121,9 @@ def keep(
         "curve": curve or [],
         "seconds": round(seconds, 2),
         "parameters": sum(v.numel() for n, v in state.items() if v.is_floating_point() and "running_" not in n),
-        "provenance": _provenance(),
     }
+    with writing(store):
+        record["provenance"] = provenance.record(store)
     write(store, run.key, record, state, card)
 
 
@@ -115,9 +139,11 @@ def run_many(runs: Sequence[Run], *, workers: int = 2, store: Path = RUNS) -> li
         One result per run, in the order of `runs`.
 
     Raises:
+        StoreError: A stored result cannot be read, or the store cannot be written.
         RuntimeError: A script without a main guard asks for processes.
     """
-    store.mkdir(parents=True, exist_ok=True)
+    with writing(store):
+        store.mkdir(parents=True, exist_ok=True)
     if any(not (store / run.key).is_dir() for run in runs):
         with alone(store):  # who else computes here, perhaps the same runs, is waited for
             _compute(runs, workers, store)
@@ -129,6 +155,8 @@ def _compute(runs: Sequence[Run], workers: int, store: Path) -> None:
     missing = [run for run in _parents_first(runs) if not (store / run.key).is_dir()]
     if not missing:
         return
+    with writing(store), disk.scratch_folder(store):
+        pass  # not after an hour of training
     if workers > 1:
         check_script()
     finished = _on_cluster(missing, workers, store) if workers > 1 else (execute(run, store) for run in missing)
@@ -291,15 +319,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _provenance() -> dict[str, str]:
-    return {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "processor": training.processor(),
-        **{name: version(name) for name in _PACKAGES},
-    }
 
 
 def _summary(result: Result) -> str:

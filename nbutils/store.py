@@ -7,13 +7,14 @@ name, flushed and renamed, so that it is whole or absent, and two processes that
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from torch import Tensor
 
 from nbutils import ROOT, disk, statistics, weights
@@ -24,7 +25,7 @@ ENCODER = "encoder"  # what is carried over unless told otherwise
 
 
 class StoreError(RuntimeError):
-    """A stored run cannot be read, or is not the run that was asked for."""
+    """A stored run cannot be read or written, or is not the run that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,7 @@ class Result:
         curve: Loss over training, and what was seen besides, as `training.fit` gives it.
         seconds: Wall time of training and evaluation.
         parameters: Number of weights.
-        provenance: Machine, package versions, time.
+        provenance: Machine, packages, code and time, see `provenance.record`; older records hold less.
         folder: Where it is stored.
     """
 
@@ -120,7 +121,7 @@ class Result:
     curve: list[dict[str, float]]
     seconds: float
     parameters: int
-    provenance: dict[str, str]
+    provenance: dict[str, Any]
     folder: Path
 
     def scene_counts(self, split: str = "test", of: str = "counts") -> np.ndarray:
@@ -161,16 +162,74 @@ def read(run: Run, store: Path = RUNS) -> Result:
     return result
 
 
+def recall(key: str, store: Path = RUNS) -> Run:
+    """Return the run whose result is stored under a key, by its own record.
+
+    Raises:
+        StoreError: It is not there, cannot be read, or is not the run of that key.
+    """
+    path = store / key / "run.json"
+    try:
+        run = _described(json.loads(path.read_text())["run"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); give the key of a run that is stored there") from error
+    if run.key != key:
+        raise StoreError(f"{path} describes run {run.key}: it was changed, or moved; delete the folder and run again")
+    return run
+
+
+def _described(fields: Mapping[str, Any]) -> Run:
+    return Run(**{**fields, "parent": fields["parent"] and _described(fields["parent"])})
+
+
+def check_code(results: Iterable[Result]) -> None:
+    """Refuse to compare results that different versions of the code computed.
+
+    The code of a run differs between arms, and with carried layers and monitoring, by right; runs are held against
+    those of their own kind. Parents count.
+
+    Raises:
+        ValueError: Runs of one kind are of several versions; the message names both groups.
+    """
+    versions: dict[tuple, dict[str, list[Run]]] = {}
+    runs = (run for result in results for run in (result.run, result.run.parent) if run is not None)
+    for run in dict.fromkeys(runs):
+        versions.setdefault(_kind(run), {}).setdefault(run.code, []).append(run)
+    for groups in versions.values():
+        if len(groups) > 1:
+            told = [f"code {code}: {len(each)} ({each[0]}, run {each[0].key}, ...)" for code, each in groups.items()]
+            raise ValueError(
+                f"results of different versions of the code cannot be compared: {'; '.join(told)}. Describe all runs "
+                "anew with the code of today and pass them to `run_many`, which computes those that are missing"
+            )
+
+
+def _kind(run: Run) -> tuple:
+    """What the code of a run depends on by right: fine-tuning is the same for all arms."""
+    if run.stage == "finetune":
+        return run.stage, run.carried == ENCODER
+    return run.stage, run.arm, run.monitored, run.encoder if run.stage == "elsewhere" else ""
+
+
 def write(store: Path, key: str, record: dict, state: Mapping[str, Tensor], card: weights.WeightCard) -> None:
-    """Write a result under a temporary name, flush it, rename it."""
-    with disk.scratch_folder(store) as scratch:
+    """Write a result under a temporary name, flush it, rename it.
+
+    Raises:
+        StoreError: The store cannot be written.
+    """
+    with writing(store / key), disk.scratch_folder(store) as scratch:
         weights.save(scratch, state, card)
-        with open(scratch / "run.json", "w") as file:
-            json.dump(record, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
+        disk.write_text(scratch / "run.json", json.dumps(record, indent=1) + "\n")
         disk.publish(scratch, store / key)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a file or folder is written into an error that names it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{path} cannot be written ({error}); make room, or make it writable, and go on") from error
 
 
 def is_cached(key: Mapping[str, Any], *, folder: Path | None = None) -> bool:

@@ -5,9 +5,10 @@ where it stopped.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ from nbutils.disk import code_digest
 from nbutils.execution import build, encoder_weights, execute, prepared, run_many, watched
 from nbutils.legend import VOID
 from nbutils.patches import PatchSet
-from nbutils.store import ENCODER, RUNS, Result, Run, cached, read
+from nbutils.store import ENCODER, RUNS, Result, Run, cached, check_code, read
 
 __all__ = [
     "ARMS",
@@ -44,10 +45,12 @@ __all__ = [
     "Result",
     "Run",
     "arms_of",
+    "code_of",
     "encoder_of",
     "execute",
     "finetuning",
     "grid",
+    "modules_of",
     "network_of",
     "prepared",
     "pretraining",
@@ -356,7 +359,12 @@ def probe_layers(
 
 
 def table(results: Sequence[Result]) -> pd.DataFrame:
-    """Return one row per result: what was asked, what came out, what it cost, and the keys to trace it by."""
+    """Return one row per result: what was asked, what came out, what it cost, and the keys to trace it by.
+
+    Raises:
+        ValueError: Results are of different versions of the code.
+    """
+    check_code(results)
     rows = []
     for result in results:
         run = result.run
@@ -386,17 +394,39 @@ def stack(results: Sequence[Result], **fixed) -> np.ndarray:
     """Stack the test counts of the results whose run has these fields, ordered by seed: (S, C, K, K).
 
     Raises:
-        ValueError: No result fits.
+        ValueError: No result fits, or they are of different versions of the code.
     """
+    check_code(results)
     chosen = [r for r in results if all(getattr(r.run, name) == value for name, value in fixed.items())]
     if not chosen:
         raise ValueError(f"no result with {fixed}")
     return np.stack([result.scene_counts() for result in sorted(chosen, key=lambda r: r.run.seed)])
 
 
+def code_of(run: Run) -> str:
+    """Return the digest of the code that would compute a run now, to be held against its own."""
+    if run.stage == "elsewhere":
+        return f"{run.code.split()[0]} {code_digest(elsewhere)[:16]}"
+    return _code(*_kind_of(run))
+
+
+def modules_of(run: Run) -> list[str]:
+    """Return the names of the modules that hold the code which computes a run, sorted."""
+    parts = (elsewhere,) if run.stage == "elsewhere" else _parts(*_kind_of(run))
+    return sorted({part.__name__ if isinstance(part, ModuleType) else part.__module__ for part in parts})
+
+
+def _kind_of(run: Run) -> tuple[str, str, bool]:
+    return ("exact", run.carried, False) if run.stage == "finetune" else (run.arm, ENCODER, run.monitored)
+
+
 @cache
 def _code(arm: str, carried: str = ENCODER, monitored: bool = False) -> str:
     """Digest of what computes a result of an arm from its patches; how those were cut is in their own fingerprint."""
+    return code_digest(*_parts(arm, carried, monitored))[:16]
+
+
+def _parts(arm: str, carried: str, monitored: bool) -> tuple[ModuleType | type | Callable, ...]:
     partly = () if carried == ENCODER else (probing.layers, probing.carry)
     partly += (probing.layers, probing.susceptibility, execution._judge) if monitored else ()
     reading = (PatchSet.take, PatchSet.split, PatchSet.budget, PatchSet.exact_as_noisy, patches._spread)
@@ -404,7 +434,7 @@ def _code(arm: str, carried: str = ENCODER, monitored: bool = False) -> str:
     counting = (execution._tallies, statistics.confusion_counts)
     passing = (encoder_weights, weights.encoder_part, arms.objective_of, *partly)
     loop = (training, batches, checkpoint, watching, evaluation)
-    return code_digest(networks, *loop, *arms.code_of(arm), *reading, *running, *counting, *passing)[:16]
+    return (networks, *loop, *arms.code_of(arm), *reading, *running, *counting, *passing)
 
 
 def _precision(asked: str) -> str:

@@ -13,7 +13,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -26,12 +25,13 @@ from pydantic import (
     model_validator,
 )
 
-from nbutils import ROOT, noise
+from nbutils import ROOT, guarded, noise
 from nbutils import legend as legends
 from nbutils.legend import Legend
 from nbutils.worlds import check_kinds
 
 SPLITS = ("pretrain", "finetune", "validation", "test")
+MOST_FAULTS = 20  # told at once; who needs more has another kind of file
 
 
 class CardError(ValueError):
@@ -75,7 +75,7 @@ def to_legend(spec: str | Mapping[str, Any]) -> Legend:
         if name in legends.LEGENDS:
             raise ValueError(f"{name!r} is a shipped legend, choose another name")
         return Legend(name, tuple(map(str, classes)), colours, codes)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         form = "{name: mine, classes: {class: [r, g, b], ...}, codes: [1, ...]}, `codes` only where not 0, 1, ..."
         raise ValueError(f"a legend of one's own is {form}; {type(error).__name__}: {error}") from None
 
@@ -361,17 +361,6 @@ _PARTS = {
 _SOURCES = [repr(part[1]) for part in _PARTS if part[:1] == ("noisy",)]
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error, not a silent overwrite."""
-
-    def construct_mapping(self, node, deep=False):
-        names = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for name, count in Counter(map(str, names)).items():
-            if count > 1:
-                raise yaml.MarkedYAMLError(problem=f"key {name!r} is given {count} times", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _fault(error: dict[str, Any]) -> str:
     """One line for one pydantic error: path of the key, what came, what is allowed."""
     loc = tuple(error["loc"])
@@ -390,7 +379,7 @@ def _fault(error: dict[str, Any]) -> str:
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         came = given.get("from", "nothing") if isinstance(given, dict) else given
         return f"{path}.from: got {came!r}; allowed are {', '.join(_SOURCES)}"
-    shown = "" if isinstance(given, (dict, BaseModel)) else f"got {given!r}; "
+    shown = "" if isinstance(given, (dict, BaseModel)) else f"got {guarded.shortened(repr(given), 200)}; "
     return f"{path}: {shown}{error['msg'].removeprefix('Value error, ')}"
 
 
@@ -405,19 +394,20 @@ def load_card(path: str | Path) -> Card:
     """
     path = locate(path)
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
+        raw = guarded.read_yaml(path)
     except FileNotFoundError:
         there = sorted(p.name for p in (ROOT / "data/datasets").glob("*.yaml"))
         raise CardError(f"{path}: no such card; data/datasets holds {', '.join(there)}") from None
-    except Exception as error:  # of the disk, the encoding or the parser, which passes on what constructors raise
-        raise CardError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise CardError(f"{path}: {error}") from None
     if not isinstance(raw, dict):
         raise CardError(f"{path}: a card is a mapping of keys to values, this is {type(raw).__name__}")
     try:
         return Card.model_validate(raw)
     except ValidationError as error:
-        faults = [_fault(e) for e in error.errors()]
-        raise CardError("\n  ".join([f"{path}: {len(faults)} fault(s)", *faults])) from None
+        faults = [guarded.shortened(_fault(e)) for e in error.errors()]
+        more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+        raise CardError("\n  ".join([f"{path}: {len(faults)} fault(s)", *faults[:MOST_FAULTS], *more])) from None
 
 
 def locate(path: str | Path) -> Path:

@@ -25,6 +25,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
+from nbutils import guarded
 from nbutils import legend as legends
 from nbutils.cards import Masks, few
 from nbutils.legend import VOID, Legend
@@ -47,15 +48,14 @@ def _unreadable(path: str | Path, error: Exception) -> SourceError:
         return SourceError(f"{path}: cannot be read: {told}; check the address and the connection")
     if not path.exists():
         return SourceError(f"{path}: no such file")
-    size = path.stat().st_size
-    return SourceError(f"{path}: cannot be read ({size} bytes): {error}; fetch or write the file again")
+    return SourceError(f"{path}: cannot be read ({path.stat().st_size} bytes): {error}; fetch or write the file again")
 
 
 @contextmanager
 def _reading(path: str | Path, options: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Keep GDAL frugal and quiet about a missing grid, and turn read errors into `SourceError`."""
     try:
-        with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE, **(options or {})):
+        with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE, **(options or guarded.OFFLINE)):
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             yield
     except SourceError:
@@ -111,7 +111,7 @@ class Raster:
         self._options, self._renew = options, renew
         with _reading(self.path, options):
             try:
-                self._data = data = rasterio.open(where)
+                self._data = data = guarded.open_raster(where)
             except RasterioError:
                 self._data = data = self._open_anew()
             self.shape, self.dtype, self.nodata = tuple(data.shape), np.dtype(data.dtypes[0]), data.nodata
@@ -191,7 +191,7 @@ class Raster:
         """Open a renewed address after an error; where there is none, the error stands."""
         if self._renew is None:
             raise
-        return rasterio.open(self._renew())
+        return guarded.open_raster(self._renew())
 
     @cached_property
     def _alpha(self) -> tuple[bool, int | None]:

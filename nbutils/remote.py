@@ -27,6 +27,7 @@ from rasterio.errors import RasterioError
 from requests.adapters import HTTPAdapter, Retry
 from requests.exceptions import BaseHTTPError
 
+from nbutils import guarded
 from nbutils.cards import few
 from nbutils.files import SourceError
 
@@ -113,14 +114,28 @@ def resolve(href: str, *, renew: bool = False) -> str:
 
 
 def href_of(where: str | Path | pystac.Asset | pystac.Item, asset: str = "") -> str:
-    """Path or address of what may also be an asset, or an item of a STAC catalogue of which `asset` is wanted."""
+    """Path or address of what may also be an asset, or an item of a STAC catalogue of which `asset` is wanted.
+
+    Raises:
+        SourceError: The item lacks the asset, or came from a server and names a file of this machine.
+    """
     if isinstance(where, pystac.Item):
         if asset not in where.assets:
             raise SourceError(f"item {where.id!r} has no asset {asset!r}, only {few(where.assets)}")
         where = where.assets[asset]
     if isinstance(where, pystac.Asset):
-        where = where.get_absolute_href() or where.href
+        href, owner = where.get_absolute_href() or where.href, where.owner
+        if _is_from_afar(owner) and not is_remote(href):
+            told = "is not a web address, and what a server says opens no file here; fetch the file and open that"
+            raise SourceError(f"item {owner.id!r}: {href!r} {told}")
+        where = href
     return str(where).removeprefix("file://")
+
+
+def _is_from_afar(owner: pystac.Item | pystac.Collection | None) -> bool:
+    """Whether an item came from a server, by its own link or by that of the API it was found with."""
+    known = (owner, owner.get_root()) if owner is not None else ()
+    return any(is_remote(each.get_self_href() or "") for each in known if each is not None)
 
 
 def gdal_options() -> dict[str, str]:
@@ -164,9 +179,9 @@ def opened(href: str) -> Iterator[Callable[[Callable[[rasterio.DatasetReader], A
             nonlocal data
             for renew in (False, True):
                 try:
-                    with rasterio.Env(**(gdal_options() if is_remote(href) else {})):
+                    with rasterio.Env(**(gdal_options() if is_remote(href) else guarded.OFFLINE)):
                         if data is None or renew:
-                            data = stack.enter_context(rasterio.open(located(href, renew=renew)))
+                            data = stack.enter_context(guarded.open_raster(located(href, renew=renew)))
                         return read(data)
                 except (RasterioError, OSError) as error:
                     if renew or not needs_signature(href):

@@ -6,7 +6,6 @@ of single files in `nbutils.files`, and both are also reached from here.
 
 import fnmatch
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from pystac.stac_io import StacIO
 
+from nbutils import guarded, remote
 from nbutils import legend as legends
-from nbutils import remote
 from nbutils.cards import SPLITS, Card, CardError, DataMissing, Files, Inject, Lidar, Masks, few, load_card, locate
 from nbutils.files import (
     AnyWindow,
@@ -202,27 +201,35 @@ def open_raster(where: str | Path | pystac.Asset | pystac.Item, asset: str = "")
 _Key = tuple[str | None, str]
 
 
-def _group(pattern: str, path: Path, what: str) -> str:
-    found = re.search(pattern, path.as_posix())
-    if not found or found[1] is None:
-        raise CardError(f"{what}: {pattern!r} finds no name in {path.as_posix()!r}")
-    return found[1]
+def _names(pattern: str, paths: Sequence[Path], what: str) -> list[str]:
+    """What a card's regular expression finds in paths; CardError where it finds nothing or takes too long."""
+    texts = [path.as_posix() for path in paths]
+    try:
+        found = guarded.search_all(pattern, texts)
+    except ValueError as error:
+        raise CardError(f"{what}: {error}") from None
+    for text, name in zip(texts, found, strict=True):
+        if name is None:
+            raise CardError(f"{what}: {pattern!r} finds no name in {text!r}")
+    return found
 
 
 def _globbed(card: Card, files: Files, part: str) -> dict[_Key, tuple[str, Path]]:
     """Files of a glob: {(scene or None, key): (scene, path)}; a key that comes twice is an error."""
     found: dict[_Key, tuple[str, Path]] = {}
     try:
+        if ".." in Path(files.glob).parts:
+            raise ValueError("'..' leads out of root, the folder that holds all files")
         paths = sorted(p for p in card.folder.glob(files.glob) if p.is_file())
     except (ValueError, NotImplementedError, IndexError, OSError) as error:
         raise CardError(f"{part}.glob: got {files.glob!r}; {error}; give a pattern below root") from None
-    for path in paths:
-        inside = path.relative_to(card.folder)
-        scene = _group(card.images.scene, inside, "images.scene") if card.images.scene else None
-        key = (scene, _group(files.key, inside, f"{part}.key") if files.key else path.stem)
-        if key in found:
+    inside = [path.relative_to(card.folder) for path in paths]
+    scenes = _names(card.images.scene, inside, "images.scene") if card.images.scene else [None] * len(paths)
+    keys = _names(files.key, inside, f"{part}.key") if files.key else [path.stem for path in paths]
+    for path, *key in zip(paths, scenes, keys, strict=True):
+        if (key := tuple(key)) in found:
             raise CardError(f"{part}: {found[key][1]} and {path} have the same scene and key {key[1]!r}; set `key`")
-        found[key] = (scene or path.stem, path)
+        found[key] = (key[0] or path.stem, path)
     if not found:
         raise DataMissing(f"no file matches {part}.glob {files.glob!r} in {card.folder}\n{card.about}")
     return found
@@ -241,7 +248,7 @@ class _Disk(StacIO):
         try:
             return super().read_stac_object(source, *args, **more)
         except Exception as error:
-            told = f"{type(error).__name__}: {error}"
+            told = guarded.shortened(f"{type(error).__name__}: {error}")
             raise SourceError(f"{source}: cannot be read as part of a STAC catalogue: {told}; write it again") from None
 
 
@@ -253,7 +260,7 @@ def _items(path: Path) -> list[pystac.Item]:
     except SourceError:
         raise
     except Exception as error:  # links in circles, names that are no text, ...
-        told = f"{type(error).__name__}: {error}"
+        told = guarded.shortened(f"{type(error).__name__}: {error}")
         raise SourceError(f"{path}: is no sound STAC catalogue: {told}; write it again") from None
 
 
@@ -314,7 +321,8 @@ def _split_scenes(card: Card, scenes: Sequence[str]) -> dict[str, set[str]]:
 def _check_pairs(card: Card, part: str, images: dict, masks: dict, needed: Iterable[_Key]) -> None:
     """Every mask has an image, and every image that needs a mask has one."""
     if extra := [str(path) for key, (_, path) in masks.items() if key not in images]:
-        raise CardError(f"{part}: {len(extra)} file(s) have no image of the same scene and key: {few(extra)}")
+        told = f"{len(extra)} file(s) have no image of the same scene and key"
+        raise CardError(f"{part}: {told}: {few(extra)}; set `key` on images and {part}")
     if lonely := [str(images[key][1]) for key in needed if key not in masks]:
         where = "split.finetune" if part == "exact" else "split.pretrain"
         parts = f"images and {part}" if part in ("exact", "noisy") else "images"
@@ -339,7 +347,8 @@ def list_tiles(card: Card) -> tuple[Tile, ...]:
 
     Raises:
         DataMissing: the root, the catalogue or the files are not there.
-        CardError: files without a partner, splits that overlap or match nothing, names that are not unique.
+        CardError: files without a partner, splits that overlap, match nothing or hold the same image,
+            names that are not unique.
     """
     if not os.path.isdir(card.folder) or (card.catalog and not os.path.isfile(card.folder / card.catalog)):
         missing = card.folder / card.catalog if card.catalog and card.folder.is_dir() else card.folder
@@ -360,7 +369,33 @@ def list_tiles(card: Card) -> tuple[Tile, ...]:
         tiles.append(Tile(f"{scene}/{path.stem}", scene, within[key], path, *masks, dates.get(key, ())))
     if twice := [name for name, count in Counter(t.name for t in tiles).items() if count > 1]:
         raise CardError(f"images: {few(twice)} name several files; let images.scene tell them apart")
+    _check_leaks(tiles)
     return tuple(tiles)
+
+
+def _check_leaks(tiles: Sequence[Tile]) -> None:
+    """CardError where one image, by its content, lies in a held-out split and in another: scores would be too good.
+
+    Only files of one size are opened, and only those that begin alike are read to their end.
+    """
+    held, alike = {"test", "validation"}, [[(t, path) for t in tiles if t.splits for path in (t.image, *t.dates)]]
+    for mark in (lambda path: path.stat().st_size, _beginning, remote.sha256_of):
+        groups: dict[tuple, list[tuple[Tile, Path]]] = {}
+        for number, group in enumerate(alike):
+            for tile, path in group:
+                groups.setdefault((number, mark(path)), []).append((tile, path))
+        splits = {key: {tile.splits for tile, _ in group} for key, group in groups.items()}
+        alike = [groups[key] for key, found in splits.items() if len(found) > 1 and held.intersection(sum(found, ()))]
+    if alike:
+        one = next((tile, path) for tile, path in alike[0] if held & {*tile.splits})
+        other = next((tile, path) for tile, path in alike[0] if tile.splits != one[0].splits)
+        told = " and ".join(f"{path} (scene {tile.scene!r}, {', '.join(tile.splits)})" for tile, path in (one, other))
+        raise CardError(f"split: {told} are the same image, {len(alike)} such; put them in one scene or leave one out")
+
+
+def _beginning(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(1 << 16)
 
 
 def read_dataset(card_path: str | Path) -> Dataset:

@@ -21,6 +21,7 @@ from nbutils import ROOT, disk, statistics, weights
 
 RUNS = ROOT / "data" / "runs"
 MEASURED = ROOT / "data" / "cache" / "measured"
+_DIGEST = "sha256"  # of all else in a record
 ENCODER = "encoder"  # what is carried over unless told otherwise
 
 
@@ -148,14 +149,16 @@ def read(run: Run, store: Path = RUNS) -> Result:
     """Read a stored result.
 
     Raises:
-        StoreError: It is not there, cannot be read, or belongs to another run.
+        StoreError: It is not there, cannot be read, was changed since it was written, or belongs to another run.
     """
     folder = store / run.key
     try:
         record = json.loads((folder / "run.json").read_text())
+        if record.pop(_DIGEST, None) not in (None, digest_of(record)):  # older records have none
+            raise ValueError("its content is not what its SHA-256 says")
         stored = record.pop("run")
         result = Result(run=run, folder=folder, **record)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{folder / 'run.json'} cannot be read ({error}); delete the folder and run again") from error
     if stored != asdict(run):
         raise StoreError(f"{folder} holds another run; delete the folder and run again")
@@ -217,6 +220,7 @@ def write(store: Path, key: str, record: dict, state: Mapping[str, Tensor], card
     Raises:
         StoreError: The store cannot be written.
     """
+    record = {**record, _DIGEST: digest_of(record)}
     with writing(store / key), disk.scratch_folder(store) as scratch:
         weights.save(scratch, state, card)
         disk.write_text(scratch / "run.json", json.dumps(record, indent=1) + "\n")
@@ -232,14 +236,18 @@ def writing(path: Path) -> Iterator[None]:
         raise StoreError(f"{path} cannot be written ({error}); make room, or make it writable, and go on") from error
 
 
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hex) of what JSON tells: the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def is_cached(key: Mapping[str, Any], *, folder: Path | None = None) -> bool:
     """Whether `cached` would read the answer back; arguments as there."""
     return _place(key, folder).exists()
 
 
 def _place(key: Mapping[str, Any], folder: Path | None) -> Path:
-    canonical = json.dumps(key, sort_keys=True, separators=(",", ":"))
-    return (folder or MEASURED) / f"{hashlib.sha256(canonical.encode()).hexdigest()[:20]}.json"
+    return (folder or MEASURED) / f"{digest_of(key)[:20]}.json"
 
 
 def cached(key: Mapping[str, Any], build: Callable[[], Any], *, folder: Path | None = None) -> Any:
@@ -254,14 +262,17 @@ def cached(key: Mapping[str, Any], build: Callable[[], Any], *, folder: Path | N
         The answer as JSON gives it back, the first time too: tuples as lists, keys as strings.
 
     Raises:
-        StoreError: A stored answer cannot be read.
+        StoreError: A stored answer cannot be read, or was changed since it was written.
     """
     path = _place(key, folder)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        disk.write_json(path, {"key": dict(key), "answer": build()})
+        record = {"key": dict(key), "answer": build()}
+        disk.write_json(path, {**record, _DIGEST: digest_of(record)})
     try:
-        stored = json.loads(path.read_text())
-        return stored["answer"]
-    except (ValueError, KeyError) as error:
+        record = json.loads(path.read_text())
+        if record.pop(_DIGEST, None) not in (None, digest_of(record)):
+            raise ValueError("its content is not what its SHA-256 says")
+        return record["answer"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read ({error}); delete it and run again") from error

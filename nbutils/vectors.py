@@ -17,11 +17,13 @@ import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
+from nbutils import guarded
 from nbutils.cards import few
 from nbutils.files import SourceError
 
 MOST_WIDTH_M = 1000.0  # of a line whose width stands in a column; features are read so far round the grid
 HUGE = 1e9  # no coordinate is larger
+SERVICES = (b"<OGRWFSDataSource", b"<OGRCSWDataSource")  # by these GDAL asks servers
 PARQUET = {".parquet", ".geoparquet", ".pq"}
 TAG = r'(?:^|,)"{}"=>"((?:[^"\\]|\\.)*)"'  # a key of OSM's `other_tags`
 
@@ -31,7 +33,12 @@ Box = tuple[float, float, float, float]
 
 @contextmanager
 def reading(name: object, remedy: str = "fetch or write the file again") -> Iterator[None]:
-    """Turn whatever a library says about a file into `SourceError`: damaged files make them raise nearly anything."""
+    """Turn whatever a library says about a file into `SourceError`: damaged files make them raise nearly anything.
+
+    GDAL fetches nothing meanwhile, whatever the file refers to.
+    """
+    before = {option: pyogrio.get_gdal_config_option(option) for option in guarded.OFFLINE}
+    pyogrio.set_gdal_config_options(guarded.OFFLINE)
     try:
         yield
     except SourceError:
@@ -40,6 +47,8 @@ def reading(name: object, remedy: str = "fetch or write the file again") -> Iter
         remedy = f"pip install {error.name}" if isinstance(error, ImportError) else remedy
         told = " ".join(str(error.__cause__ or error).split())
         raise SourceError(f"{name}: cannot be read: {told}; {remedy}") from None
+    finally:
+        pyogrio.set_gdal_config_options(before)
 
 
 def crs_of(grid: GeoBox) -> pyproj.CRS:
@@ -125,6 +134,10 @@ def _describe(vectors: Place | geopandas.GeoDataFrame, name: str, layer: str | N
     with reading(name):
         if parquet:
             return _describe_parquet(name)
+        if Path(name).is_file():
+            with open(name, "rb") as file:
+                if file.read(99).lstrip().startswith(SERVICES):
+                    raise SourceError(f"{name}: is the address of a map service; fetch its features into a file")
         layers = pyogrio.list_layers(name)[:, 0].tolist()
         if layer not in (layers if len(layers) > 1 else [None, *layers]):
             raise SourceError(f"{name}: has the layers {few(layers, 20)}, not {layer!r}; name one of them by `layer`")

@@ -159,7 +159,7 @@ def load(folder: Path, images: Images | None = None) -> tuple[dict[str, Tensor],
         with safe_open(path, framework="pt") as file:
             if _card((file.metadata() or {}).get("card", "null")) != card:
                 raise ValueError("its header holds another card than card.json")
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be read ({error}); delete the folder and redo the run or export") from error
     if images is not None:
         try:
@@ -353,7 +353,7 @@ def _read_card(path: Path) -> tuple[WeightCard, str]:
         fields = json.loads(path.read_bytes())
         digest = fields.pop(_DIGEST)
         return _card(json.dumps(fields)), digest
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path}: cannot be read ({error}); delete the folder and redo the run or export") from error
 
 

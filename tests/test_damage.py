@@ -119,11 +119,11 @@ def world(tmp_path) -> Path:
     root = tmp_path / "world"
     catalog = pystac.Catalog("world", "a small world")
     when = {"start_datetime": "2024-01-01T00:00:00Z", "end_datetime": "2024-01-01T00:00:00Z"}
-    for name in ("a", "b", "c"):
+    for number, name in enumerate("abc"):
         (root / name).mkdir(parents=True)
         item = pystac.Item(name, None, None, None, when)
-        for asset in ("image", "exact"):
-            item.add_asset(asset, pystac.Asset(str(picture(root / name / f"{asset}.png", MASK))))
+        for asset, pixels in (("image", PIXELS[number]), ("exact", MASK)):
+            item.add_asset(asset, pystac.Asset(str(picture(root / name / f"{asset}.png", pixels))))
         catalog.add_item(item)
     catalog.normalize_hrefs(str(root))
     for item in catalog.get_items():

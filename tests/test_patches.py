@@ -176,7 +176,9 @@ def test_scenes_with_a_noisy_map_alone_are_good_for_pretraining(cache, folder_ca
     text = text.replace("validation: [b]", "validation: [b], pretrain: [a], finetune: [d]")
     for kind in ("images", "masks", "noisy"):
         (tmp_path / kind / "d").mkdir()
-        (tmp_path / kind / "d/0.png").write_bytes((tmp_path / kind / "b/0.png").read_bytes())
+        Image.open(tmp_path / kind / "b/0.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(
+            tmp_path / kind / "d/0.png"
+        )
     (tmp_path / "noisy/d/0.png").unlink()  # a fine-tuning scene without a noisy map
     folder_card.write_text(text)
     cut = patches.cut(patches.open_dataset(folder_card), size_px=32, max_patches=100, workers=1)

@@ -37,7 +37,7 @@ def card(tmp_path):
         for i in range(2):
             mask = a_mask(i)
             folder = tmp_path / "data" / f"scene {scene}"
-            rgb = np.random.default_rng(i).integers(0, 255, (*mask.shape, 3), dtype=np.uint8)
+            rgb = np.random.default_rng([i, ord(scene)]).integers(0, 255, (*mask.shape, 3), dtype=np.uint8)
             Image.fromarray(rgb).save(folder / f"images/part{i}.png")
             Image.fromarray(DUBAI.to_rgb(mask)).save(folder / f"masks/part{i}.png")
     return {
@@ -225,6 +225,8 @@ def test_noisy_masks_in_files_and_pretraining_ground_without_exact_masks(card, w
         shutil.copy(path, target)
     shutil.rmtree(tmp_path / "data/scene a/masks")
     shutil.copytree(tmp_path / "data/scene b", tmp_path / "data/scene d")
+    for path in (tmp_path / "data/scene d/images").iterdir():
+        Image.open(path).transpose(Image.Transpose.ROTATE_180).save(path)
     shutil.rmtree(tmp_path / "data/scene c/noisy")
     card["noisy"] = card["exact"] | {"from": "mask", "glob": "*/noisy/*.png"}
     with pytest.raises(CardError, match=r"exact: 2 image\(s\) have no file.*\n.*split.finetune"):
@@ -282,14 +284,14 @@ def catalogue(tmp_path, card):
     """A static STAC catalogue with one image, exact mask and noisy mask per scene."""
     root = tmp_path / "world"
     catalog = pystac.Catalog("world", "a small world")
-    for name in ("pretrain-00", "finetune-00", "validation-00", "test-00"):
+    for number, name in enumerate(("pretrain-00", "finetune-00", "validation-00", "test-00")):
         item = pystac.Item(
             name, None, None, None, {"start_datetime": "2024-01-01T00:00:00Z", "end_datetime": "2024-01-01T00:00:00Z"}
         )
         for asset in ("exact", "noisy"):
             path = sources.write_mask(root / name / f"{asset}.tif", a_mask(), GRID, AUTOGEO)
             item.add_asset(asset, pystac.Asset(str(path)))
-        write_image(root / name / "image.tif", np.ones((4, 30, 40), np.uint8))
+        write_image(root / name / "image.tif", np.full((4, 30, 40), number, np.uint8))
         item.add_asset("image", pystac.Asset(str(root / name / "image.tif")))
         catalog.add_item(item)
     catalog.normalize_hrefs(str(root))

@@ -28,7 +28,6 @@ from typing import Any
 
 import papermill
 import psutil
-import yaml
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
@@ -70,12 +69,22 @@ def find_notebooks(folder: Path, only: str = "") -> list[Path]:
 
 
 def read_profile(name: str, folder: Path) -> dict[str, Any]:
-    """Parameters of a profile; `reading` is the notebooks' own defaults and has no file."""
+    """Parameters of a profile; `reading` is the notebooks' own defaults and has no file.
+
+    Raises:
+        StudyError: There is no such profile, or it is not one.
+    """
     path = folder / f"{name}.yaml"
     if path.is_file():
-        values = yaml.safe_load(path.read_text()) or {}
-        if not isinstance(values, dict):
-            raise StudyError(f"{path}: expected lines of `parameter: value`, got {type(values).__name__}")
+        from nbutils import guarded
+
+        try:
+            values = guarded.read_yaml(path) or {}
+        except ValueError as error:
+            raise StudyError(f"{path}: {error}") from None
+        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+            got = f"keys {list(values)[:5]}" if isinstance(values, dict) else type(values).__name__
+            raise StudyError(f"{path}: expected lines of `parameter: value`, got {got}")
         return values
     if name == "reading":
         return {}
@@ -88,8 +97,10 @@ def _close(name: str, known: Iterable[str]) -> str:
     return f" - did you mean {' or '.join(matches)}?" if matches else ""
 
 
-def parameters_for(notebooks: list[Path], values: dict[str, Any]) -> dict[Path, dict[str, Any]]:
-    """Give each notebook the values it has parameters for.
+def parameters_for(
+    notebooks: list[Path], values: dict[str, Any], origin: str = "profile"
+) -> dict[Path, dict[str, Any]]:
+    """Give each notebook the values it has parameters for; `origin` says in errors where they come from.
 
     Raises:
         StudyError: a value that no notebook has a parameter for.
@@ -98,7 +109,9 @@ def parameters_for(notebooks: list[Path], values: dict[str, Any]) -> dict[Path, 
     everywhere = sorted(set().union(*known.values()))
     unknown = [f"{key!r}{_close(key, everywhere)}" for key in values if key not in everywhere]
     if unknown:
-        raise StudyError(f"no notebook has a parameter {'; '.join(unknown)}\nknown: {', '.join(everywhere)}")
+        raise StudyError(
+            f"{origin}: no notebook has a parameter {'; '.join(unknown[:9])}\nknown: {', '.join(everywhere)}"
+        )
     return {path: {key: value for key, value in values.items() if key in known[path]} for path in notebooks}
 
 
@@ -283,7 +296,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         values = read_profile(options.profile, NOTEBOOKS / "profiles")
         values |= {"dataset": portable(card), "output": portable(folder / "figures")}
-        chosen, notebooks = find_notebooks(NOTEBOOKS, options.only), parameters_for(find_notebooks(NOTEBOOKS), values)
+        chosen, notebooks = find_notebooks(NOTEBOOKS, options.only), find_notebooks(NOTEBOOKS)
+        notebooks = parameters_for(notebooks, values, f"profile {options.profile}")
         notebooks = {path: notebooks[path] for path in chosen}
         check_dataset(card)
         say(f"profile {options.profile}, data set {portable(card)} -> {portable(folder)}")

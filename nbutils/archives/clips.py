@@ -3,6 +3,7 @@
 Images are interpolated, class maps only ever take the nearest or the most frequent class, and 0 stands for no data.
 """
 
+import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from rasterio.io import MemoryFile
 from rasterio.warp import reproject, transform_bounds
 from rasterio.windows import Window, from_bounds
 
-from nbutils import remote
+from nbutils import guarded, remote
 from nbutils.cards import few
 from nbutils.files import SourceError
 
@@ -34,15 +35,18 @@ def open_packed(path: Path) -> rasterio.DatasetReader:
     """
     where = str(path)
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            inside = [name for name in archive.namelist() if name.lower().endswith((".img", ".tif"))]
+        try:
+            with zipfile.ZipFile(path) as archive:
+                inside = [name for name in archive.namelist() if name.lower().endswith((".img", ".tif"))]
+        except (zipfile.BadZipFile, OSError, struct.error) as error:
+            raise SourceError(f"{path}: cannot be unpacked: {error}; remove it and fetch it again") from None
         if len(inside) != 1:
             raise SourceError(
                 f"{path}: holds {few(inside) or 'no raster'}; expected one .img or .tif; remove it and fetch it again"
             )
         where = f"/vsizip/{{{path}}}/{inside[0]}"
     try:
-        return rasterio.open(where)
+        return guarded.open_raster(where)
     except RasterioError as error:
         raise SourceError(f"{path}: cannot be read as a raster: {error}; remove it and fetch it again") from None
 

@@ -7,10 +7,13 @@ by these names wherever they lie; none is unpacked, so a name that leads elsewhe
 """
 
 import re
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +43,7 @@ a6206d4e40569b9e3b92eb4d5174193543980b6710b02f847d3629c50fd89d59
 5ae573daf729a0d32ad8d7998b78d91e4083289df1d4444feb4907b9091d9f03
 75ef65fdd931176ef82bc0d87dbd2c35202714499dfe7a3918bf48d01788538f""".split()
 _MEMBER_BYTES = 1 << 27  # a larger member is none of these
+_MEMBER_PIXELS = 1 << 25  # 13 bands of 1600 x 1600; packed zeros may claim a million times as many
 _IMAGE = re.compile(r"(?:^|/)(\d{7})/([\w-]+)/(B\d{1,2}A?)\.tif$")
 _NOISY = re.compile(r"(?:^|/)(\d{7})/([\w-]+)/label\.tif$")
 _TUNING = re.compile(r"(train|test)\w*/(?:image_s2|label_(?:dw|osm))/(s2|dw|osm)_([-\w.]+)\.tif$")
@@ -69,10 +73,11 @@ def _members(paths: Sequence[Path], whole: bool = True) -> Iterator[tuple[str, R
         for path in sorted(paths[0].rglob("*.tif")):
             yield path.relative_to(paths[0]).as_posix(), path.read_bytes
     elif zipfile.is_zipfile(paths[0]):
-        archive = zipfile.ZipFile(paths[0])
+        with _unpacking(paths[0]):
+            archive = zipfile.ZipFile(paths[0])
         for info in sorted(archive.infolist(), key=lambda info: info.filename):
             if info.filename.endswith(".tif") and info.file_size <= _MEMBER_BYTES:
-                yield info.filename, lambda info=info: archive.read(info)
+                yield info.filename, partial(_unpacked, archive, info)
     else:
         try:
             with tarfile.open(fileobj=_Joined(paths), mode="r|gz") as archive:
@@ -85,11 +90,28 @@ def _members(paths: Sequence[Path], whole: bool = True) -> Iterator[tuple[str, R
                 raise SourceError(f"{paths[0]}: {error}; fetch it again") from None
 
 
+def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A member of a zip; never more bytes than the archive's directory says."""
+    with _unpacking(archive.filename, f", {info.filename}"):
+        return archive.read(info)
+
+
+@contextmanager
+def _unpacking(path: str | Path, member: str = "") -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, struct.error) as error:
+        raise SourceError(f"{path}{member}: cannot be unpacked: {error}; fetch it again") from None
+
+
 def _read(data: bytes, name: str, shape: tuple[int, int] | None = None, band: int | None = None,
           method: Resampling = Resampling.nearest) -> tuple[NDArray, GeoBox]:  # fmt: skip
     """Pixels (B, H, W) of a GeoTIFF in memory, brought to `shape`, and its grid."""
     try:
-        with MemoryFile(data) as memory, memory.open() as raster:
+        with MemoryFile(data) as memory, memory.open(driver="GTiff") as raster:
+            if raster.count * raster.height * raster.width > _MEMBER_PIXELS:
+                told = f"has {raster.count} bands of {raster.shape} pixels, no scene is so large"
+                raise SourceError(f"{name}: {told}; is it the set asked for?")
             bands = list(raster.indexes) if band is None else [min(band, raster.count)]
             shape = shape or raster.shape
             pixels = raster.read(bands, out_shape=(len(bands), *shape), resampling=method)

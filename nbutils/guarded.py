@@ -1,0 +1,121 @@
+"""What strangers wrote, read within bounds.
+
+YAML cannot grow or run, regular expressions have a time limit, and no file makes GDAL fetch what it refers to.
+"""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import rasterio
+import yaml
+from rasterio.io import DatasetReader
+
+MOST_BYTES = 1 << 20  # of a card or a profile; none comes near a hundredth of it
+SEARCH_S = 10.0  # for all texts together; ten thousand paths take a fiftieth of a second
+OFFLINE = {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none"}
+"""Settings under which GDAL fetches nothing, whatever a file of this machine refers to."""
+
+_SERVICES = {"DAAS", "EEDA", "EEDAI", "HTTP", "NGW", "OGCAPI", "PLMOSAIC", "STACIT", "STACTA", "WCS", "WMS", "WMTS"}
+_PIXELS = ["GTiff", "JP2OpenJPEG", "JPEG", "PNG", "HFA"]  # formats that hold their pixels themselves
+_SEARCH = """
+import json, re, sys
+pattern, texts = json.load(sys.stdin)
+matches = [re.search(pattern, text) for text in texts]
+json.dump([match and match[1] for match in matches], sys.stdout)
+"""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error, not a silent overwrite, and nothing stands for another part.
+
+    An alias repeats a part of the document at no cost; twelve of them, one within another, make a file of a line
+    describe 10^11 values.
+    """
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            problem = f"the alias *{event.anchor} repeats another part; write it out"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        names = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for name, count in Counter(map(str, names)).items():
+            if count > 1:
+                raise yaml.MarkedYAMLError(problem=f"key {name!r} is given {count} times", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node):
+        value = super().construct_yaml_int(node)
+        if abs(value) >= 1 << 63:  # Python refuses to write some of them down, even in an error
+            raise yaml.MarkedYAMLError(problem="an integer of more than 64 bits", problem_mark=node.start_mark)
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file that holds plain values, lists and mappings only.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read, is no such YAML, or too large; the message is one line without the file's name.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise ValueError(f"has {size} bytes, at most {MOST_BYTES} are read; is it the right file?")
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of the disk, the encoding or the parser, which passes on what constructors raise
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"cannot be read as YAML: {shortened(told)}; correct the file") from None
+
+
+def search_all(pattern: str, texts: Sequence[str]) -> list[str | None]:
+    """Search texts for a regular expression with one group; what the group holds in each, None where nothing is found.
+
+    An expression such as ``(a+)+$`` can take longer than the universe is old, and nothing in Python can stop it but
+    the end of its process: so it has one of its own.
+
+    Raises:
+        ValueError: It takes more than `SEARCH_S` seconds, or fails.
+    """
+    command, given = [sys.executable, "-I", "-S", "-c", _SEARCH], json.dumps([pattern, list(texts)])
+    try:
+        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=SEARCH_S, check=True)
+    except subprocess.TimeoutExpired:
+        why = f"takes more than {SEARCH_S:g} s on {len(texts)} paths; write it without a repetition within another"
+        raise ValueError(f"{shortened(repr(pattern))} {why}") from None
+    except subprocess.CalledProcessError as error:
+        raise ValueError(f"{shortened(repr(pattern))} fails: {shortened(error.stderr.strip()[-200:])}") from None
+    return json.loads(done.stdout)
+
+
+def open_raster(where: str | Path) -> DatasetReader:
+    """Open a raster without following it to anything else on the web.
+
+    To GDAL a file is what its first bytes say, whatever its name: an ``image.tif`` may be a description that sends it
+    to any server or, from a server, to the files of this machine. So what comes from elsewhere, or out of an archive,
+    has to hold its pixels itself. A file of this machine may be a VRT of others, to be opened and read under `OFFLINE`.
+
+    Args:
+        where: Path, http(s) address or GDAL's name of a member of an archive.
+    """
+    far = "://" in str(where) or str(where).startswith("/vsi")
+    with rasterio.Env(**({} if far else OFFLINE)) as env:
+        drivers = _PIXELS if far else sorted(set(env.drivers()) - _SERVICES)
+        return DatasetReader(str(where), driver=drivers)  # `rasterio.open` takes one driver only
+
+
+def shortened(text: str, most: int = 500) -> str:
+    """Return a text, cut where it is longer than a person reads."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"

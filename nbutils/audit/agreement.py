@@ -41,6 +41,16 @@ class Audit:
         return _ratio(self.n_valid - np.trace(self.confusion), self.n_valid)
 
     @property
+    def kappa(self) -> float:
+        """Cohen's kappa: agreement beyond what the maps' class shares give by chance, at most 1, 0 by chance.
+
+        nan without valid pixels, and where both maps hold one and the same class.
+        """
+        n = float(self.n_valid)
+        by_chance = float(self.confusion.sum(axis=0) @ self.confusion.sum(axis=1)) / n**2 if n else 1.0
+        return _ratio(1 - self.rate - by_chance, 1 - by_chance)
+
+    @property
     def iou(self) -> NDArray[np.float64]:
         """Intersection over union per class, shape (K,); nan for a class in neither map."""
         both = np.diagonal(self.confusion)

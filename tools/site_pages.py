@@ -40,7 +40,8 @@ def entries() -> list[Entry]:
     for path in books:
         told = pages.describe_notebook(nbformat.read(path, as_version=4), path)
         found.append(Entry(f"notebooks/{path.name}", told["page"], told["title"], told["number"]))
-    texts = [ROOT / "data/README.md", ROOT / "nbutils/README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md"]
+    documents = [ROOT / "data/README.md", ROOT / "nbutils/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    texts = [*documents, ROOT / "CHANGELOG.md"]
     for path in texts:
         source = path.relative_to(ROOT).as_posix()
         title = re.search(r"^# (.+)$", path.read_text(), re.MULTILINE)

@@ -5,9 +5,11 @@
 PYTHON  ?= python3
 PROFILE ?= reading
 DATASET ?= data/datasets/city.yaml
+CASES   ?= 2000
+SEED    ?= 0
 BIN     := .venv/bin
 
-.PHONY: help study figures test lab refresh site archives bench verify lint clean clean-data
+.PHONY: help study figures test fuzz audit lab refresh site archives bench verify lint clean clean-data
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +17,8 @@ help:
 	@echo "               options: PROFILE=evidence DATASET=path/to/card.yaml"
 	@echo "make figures   the evidence profile; writes figures/ (about five hours on two cores, resumable)"
 	@echo "make test      lint, unit tests, notebooks at a tiny size, stored notebook outputs"
+	@echo "make fuzz      2000 damaged files, options CASES=..., SEED=... -> build/reliability.json (nightly, 5-10 minutes)"
+	@echo "make audit     published vulnerabilities of the tested packages (needs the network)"
 	@echo "make lab       JupyterLab on the notebooks"
 	@echo "make refresh   run the notebooks at their defaults and store their outputs"
 	@echo "make site      notebooks, figures and texts as web pages -> build/site/index.html"
@@ -71,6 +75,15 @@ test: lint
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 	    --nbval-cell-timeout=900 -n 2 --dist loadfile notebooks
+
+fuzz: .venv/.ready
+	@$(BIN)/python tools/fuzz.py --cases '$(CASES)' --seed '$(SEED)'
+
+audit:
+	@mkdir -p build
+	@test -x build/audit/bin/pip-audit || { rm -rf build/audit; $(PYTHON) -m venv build/audit \
+	    && build/audit/bin/pip install --quiet --disable-pip-version-check pip-audit; }
+	build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 bench: .venv/.ready
 	$(BIN)/python -m benchmarks

@@ -16,11 +16,11 @@ import yaml
 from rasterio.io import DatasetReader
 
 MOST_BYTES = 1 << 20  # of a card or a profile; none comes near a hundredth of it
+MOST_DEPTH = 50  # of lists and mappings within one another
 SEARCH_S = 10.0  # for all texts together; ten thousand paths take a fiftieth of a second
 OFFLINE = {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none"}
 """Settings under which GDAL fetches nothing, whatever a file of this machine refers to."""
 
-_SERVICES = {"DAAS", "EEDA", "EEDAI", "HTTP", "NGW", "OGCAPI", "PLMOSAIC", "STACIT", "STACTA", "WCS", "WMS", "WMTS"}
 _PIXELS = ["GTiff", "JP2OpenJPEG", "JPEG", "PNG", "HFA"]  # formats that hold their pixels themselves
 _SEARCH = """
 import json, re, sys
@@ -37,12 +37,20 @@ class _Loader(yaml.SafeLoader):
     describe 10^11 values.
     """
 
+    depth = 0
+
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             problem = f"the alias *{event.anchor} repeats another part; write it out"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
+        if self.depth == MOST_DEPTH:
+            problem = f"lists and mappings are nested more than {MOST_DEPTH} deep"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node, deep=False):
         names = [self.construct_object(key, deep=deep) for key, _ in node.value]
@@ -105,15 +113,17 @@ def open_raster(where: str | Path) -> DatasetReader:
 
     To GDAL a file is what its first bytes say, whatever its name: an ``image.tif`` may be a description that sends it
     to any server or, from a server, to the files of this machine. So what comes from elsewhere, or out of an archive,
-    has to hold its pixels itself. A file of this machine may be a VRT of others, to be opened and read under `OFFLINE`.
+    has to hold its pixels itself. A file of this machine may be a VRT of others, to be opened and read under `OFFLINE`
+    and without the drivers that `nbutils` leaves out.
 
     Args:
         where: Path, http(s) address or GDAL's name of a member of an archive.
     """
-    far = "://" in str(where) or str(where).startswith("/vsi")
-    with rasterio.Env(**({} if far else OFFLINE)) as env:
-        drivers = _PIXELS if far else sorted(set(env.drivers()) - _SERVICES)
-        return DatasetReader(str(where), driver=drivers)  # `rasterio.open` takes one driver only
+    if "://" in str(where) or str(where).startswith("/vsi"):
+        with rasterio.Env():
+            return DatasetReader(str(where), driver=_PIXELS)  # `rasterio.open` takes one driver only
+    with rasterio.Env(**OFFLINE):
+        return rasterio.open(where)
 
 
 def shortened(text: str, most: int = 500) -> str:

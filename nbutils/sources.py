@@ -270,7 +270,8 @@ def _catalogued(card: Card, files: Files, part: str) -> dict[_Key, tuple[str, Pa
     for item in _items(card.folder / card.catalog):
         if files.asset not in item.assets:
             if part == "images":
-                raise CardError(f"{part}.asset: item {item.id!r} has no {files.asset!r}, only {few(item.assets)}")
+                has = f"only {few(item.assets)}; name one of them" if item.assets else "nor any other; write it again"
+                raise CardError(f"{part}.asset: item {item.id!r} has no {files.asset!r}, {has}")
             continue
         href = item.assets[files.asset].get_absolute_href() or item.assets[files.asset].href
         path = Path(href.removeprefix("file://"))
@@ -386,11 +387,12 @@ def _check_leaks(tiles: Sequence[Tile]) -> None:
                 groups.setdefault((number, mark(path)), []).append((tile, path))
         splits = {key: {tile.splits for tile, _ in group} for key, group in groups.items()}
         alike = [groups[key] for key, found in splits.items() if len(found) > 1 and held.intersection(sum(found, ()))]
-    if alike:
-        one = next((tile, path) for tile, path in alike[0] if held & {*tile.splits})
-        other = next((tile, path) for tile, path in alike[0] if tile.splits != one[0].splits)
-        told = " and ".join(f"{path} (scene {tile.scene!r}, {', '.join(tile.splits)})" for tile, path in (one, other))
-        raise CardError(f"split: {told} are the same image, {len(alike)} such; put them in one scene or leave one out")
+    for group in alike:
+        one = next((tile, path) for tile, path in group if held.intersection(tile.splits))
+        other = next((tile, path) for tile, path in group if tile.splits != one[0].splits)
+        if np.ptp(read_image(one[1])[0]):  # what is the same everywhere, as a tile of holes, gives nothing away
+            told = " and ".join(f"{path} ({', '.join(tile.splits)})" for tile, path in (one, other))
+            raise CardError(f"split: {told} are the same image; put them in one split, or leave one out")
 
 
 def _beginning(path: Path) -> bytes:
@@ -404,4 +406,4 @@ def read_dataset(card_path: str | Path) -> Dataset:
     try:
         return Dataset(card, locate(card_path), list_tiles(card))
     except CardError as error:
-        raise CardError(f"{locate(card_path)}: {error}") from None
+        raise CardError(f"{locate(card_path)}: {guarded.shortened(str(error), 2000)}") from None

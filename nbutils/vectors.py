@@ -23,7 +23,6 @@ from nbutils.files import SourceError
 
 MOST_WIDTH_M = 1000.0  # of a line whose width stands in a column; features are read so far round the grid
 HUGE = 1e9  # no coordinate is larger
-SERVICES = (b"<OGRWFSDataSource", b"<OGRCSWDataSource")  # by these GDAL asks servers
 PARQUET = {".parquet", ".geoparquet", ".pq"}
 TAG = r'(?:^|,)"{}"=>"((?:[^"\\]|\\.)*)"'  # a key of OSM's `other_tags`
 
@@ -134,10 +133,6 @@ def _describe(vectors: Place | geopandas.GeoDataFrame, name: str, layer: str | N
     with reading(name):
         if parquet:
             return _describe_parquet(name)
-        if Path(name).is_file():
-            with open(name, "rb") as file:
-                if file.read(99).lstrip().startswith(SERVICES):
-                    raise SourceError(f"{name}: is the address of a map service; fetch its features into a file")
         layers = pyogrio.list_layers(name)[:, 0].tolist()
         if layer not in (layers if len(layers) > 1 else [None, *layers]):
             raise SourceError(f"{name}: has the layers {few(layers, 20)}, not {layer!r}; name one of them by `layer`")

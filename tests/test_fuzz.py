@@ -64,7 +64,7 @@ def card(tmp_path):
         ("name: &loop [*loop]", r"the alias \*loop"),
         ("name: !!python/object/apply:os.system ['exit 7']", "python/object/apply:os.system'.*; correct the file"),
         ("name: {<<: 1}", "merg.*; correct the file"),
-        ("{" * 5000, "recursion.*; correct the file"),
+        ("name: " + "[" * 5000, "nested more than 50 deep"),
         ("name: 0x" + "f" * 100_000, "an integer of more than 64 bits"),
         ("name: " + "1" + ":59" * 2000, "an integer of more than 64 bits"),
         ("a" * 2_000_000, "has 2000000 bytes, at most 1048576 are read"),

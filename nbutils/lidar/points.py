@@ -172,7 +172,7 @@ def _check_sizes(path: Path, file) -> None:
     if head[25] >= 4:
         last_at, last, count = struct.unpack_from("<QIQ", head, 235)
     packed, numbers = form & 0xC0, struct.unpack_from("<6d", head, 131)
-    ends = [header_size + 54 * records, data_at, last_at + 60 * last]
+    ends = [header_size + 54 * records, data_at, _end_of_records(file, last_at, last, size)]
     if packed and count:
         file.seek(data_at)
         (table,) = struct.unpack("<q", file.read(8).ljust(8, b"\0"))
@@ -185,6 +185,16 @@ def _check_sizes(path: Path, file) -> None:
         raise SourceError(f"{path}: is damaged: its header promises more than its {size} bytes hold; fetch it again")
     if not np.isfinite(numbers).all() or 0 in numbers[:3]:
         raise SourceError(f"{path}: is damaged: scales and offsets are {numbers}; fetch or write the file again")
+
+
+def _end_of_records(file, at: int, count: int, size: int) -> int:
+    """Where the records behind the points end, each of a length of its own; beyond the file where one does not fit."""
+    for _ in range(count):
+        if at + 60 > size:
+            return size + 1
+        file.seek(at + 20)
+        at += 60 + struct.unpack("<Q", file.read(8))[0]
+    return at
 
 
 def _frame(path: Path, header: laspy.LasHeader) -> tuple[pyproj.CRS | None, float, float]:

@@ -39,14 +39,16 @@ def inspect(
     headers, troubles = read_headers(dataset)
     drawn = looks.draw(dataset, headers, most_images, rng)
     sample = looks.look_at(dataset, drawn, len(headers), rng)
+    troubles += sample.troubles
+    dated = dates.check(dataset, [header.tile for header in drawn], troubles)
     findings = [
-        *unusable(dataset, troubles + sample.troubles),
+        *unusable(dataset, troubles),
         *grids.check(dataset, headers),
         *contents.check_values(dataset, headers, sample),
         *contents.check_legends(dataset, sample),
         *contents.check_map(dataset, sample),
         *splits.check(dataset, headers, size_px),
-        *dates.check(dataset, [header.tile for header in drawn]),
+        *dated,
         *alignment.check(dataset, sample, rng),
         *_sampled(sample),
     ]

@@ -110,10 +110,8 @@ def check_legends(dataset: Dataset, sample: Sample) -> list[Finding]:
 def _no_mapping(dataset: Dataset) -> Iterator[Finding]:
     if dataset.crosswalk is None:
         source, target = dataset.exact_legend, dataset.noisy_legend
-        words = (
-            f"no mapping from the exact legend {source.name!r} to the noisy one {target.name!r} is known: no audit of \
-the map is possible"
-        )
+        between = f"the exact legend {source.name!r} to the noisy one {target.name!r}"
+        words = f"no mapping from {between} is known: no audit of the map is possible"
         example = ", ".join(f"{name}: ..." for name in source.names[:2])
         remedy = (
             f"add the key `crosswalk: {{{example}, ...}}`: for each exact class one of {few(target.names, 4)}, or null"

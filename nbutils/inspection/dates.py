@@ -12,9 +12,9 @@ import pystac
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
-from nbutils.inspection.finding import Finding, named
+from nbutils.inspection.finding import Finding, Trouble, named
 from nbutils.lidar import points
-from nbutils.sources import Dataset, Inject, Lidar, Tile, _items
+from nbutils.sources import Dataset, Inject, Lidar, SourceError, Tile, _items
 from nbutils.vectors import reading
 
 FAR_YEARS = 1.0
@@ -33,8 +33,11 @@ Span = tuple[date, date]
 """First and last day."""
 
 
-def check(dataset: Dataset, tiles: Sequence[Tile]) -> list[Finding]:
-    """Compare the dates of images with those of the files of the noisy map; nothing where the noise is injected."""
+def check(dataset: Dataset, tiles: Sequence[Tile], troubles: list[Trouble]) -> list[Finding]:
+    """Compare the dates of images with those of the files of the noisy map; nothing where the noise is injected.
+
+    Files that cannot be read are added to `troubles`, each once.
+    """
     if isinstance(dataset.card.noisy, Inject):
         return []
     items = {}
@@ -44,7 +47,12 @@ def check(dataset: Dataset, tiles: Sequence[Tile]) -> list[Finding]:
     for tile in (tile for tile in tiles if tile.noisy is not None):
         item = items.get(tile.scene)
         image = of_item(item, dataset.card.images.asset) or of_file(tile.image)
-        noisy = of_points(tile.noisy) if isinstance(dataset.card.noisy, Lidar) else of_file(tile.noisy)
+        try:
+            noisy = of_points(tile.noisy) if isinstance(dataset.card.noisy, Lidar) else of_file(tile.noisy)
+        except SourceError as error:
+            if ("noisy", tile.name) not in [trouble[:2] for trouble in troubles]:
+                troubles.append(Trouble("noisy", tile.name, str(error)))
+            continue
         noisy = noisy or of_item(item, dataset.card.noisy.asset)
         for what, span in (("images", image), ("the noisy map", noisy)):
             unknown[what] += [] if span else [tile.name]

@@ -83,7 +83,7 @@ class Sample:
         return [look for look in self.looks if name in look.counts]
 
     def scope(self, looks: Sequence[Look]) -> str:
-        """What some looks are, in words: "of the 25 images looked at"."""
+        """What some looks are, in words: "the 25 image(s) looked at"."""
         in_part = sum(not look.whole for look in looks)
         return f"the {len(looks)} image(s) looked at" + (f", {in_part} of them in windows," if in_part else "")
 
@@ -142,7 +142,7 @@ def _look(dataset: Dataset, header: Header, mapped: bool, sample: Sample, rng: n
             for name in list(readers):
                 try:
                     masks[name] = np.where(valid, readers[name](window), VOID)
-                except SourceError as error:
+                except ValueError as error:  # of the file, or of a grid that the map cannot be laid on
                     sample.troubles.append(Trouble(name, header.tile.name, str(error)))
                     del readers[name]
             _count(look, dataset, masks)

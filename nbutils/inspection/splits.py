@@ -104,12 +104,8 @@ def _digest(path: Path) -> str:
 def _few_scenes(dataset: Dataset) -> Iterator[Finding]:
     scenes = dataset.scenes("test")
     if len(scenes) < FEW_SCENES:
-        means = (
-            "no interval over scenes can be told"
-            if len(scenes) == 1
-            else "intervals over scenes are wide, and \
-most comparisons will be undecided"
-        )
+        wide = "intervals over scenes are wide, and most comparisons will be undecided"
+        means = "no interval over scenes can be told" if len(scenes) == 1 else wide
         words = f"the test split has {len(scenes)} scene(s) {named(scenes)}: {means}"
         yield Finding("warning", "splits", words, f"hold out {FEW_SCENES} scenes or more, smaller ones if need be")
 

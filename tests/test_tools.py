@@ -117,10 +117,10 @@ def test_study_and_refresh_end_to_end(repository, capfd):
     assert "What to look for." in front
     assert "figures/01_scene.png" in front
 
-    assert refresh.main() == 0
+    assert refresh.main([]) == 0
     first = source.read_bytes()
     assert b"3 x" in first and b'"papermill"' not in first and str(repository).encode() not in first
-    assert refresh.main() == 0
+    assert refresh.main([]) == 0
     assert source.read_bytes() == first
 
 

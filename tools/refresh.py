@@ -6,9 +6,10 @@ For each notebook this is, with build/refresh/ in between,
     nbstripout --keep-output --keep-count --keep-id --extra-keys "..." NB
 
 so that outputs, execution counts and cell ids stay and run times, versions and paths go. Twice in a row changes
-nothing. A notebook that fails leaves all stored ones as they were.
+nothing. A notebook that fails leaves all stored ones as they were. `--only 04,06` refreshes just these.
 """
 
+import argparse
 import logging
 import shutil
 import subprocess
@@ -19,12 +20,17 @@ from study import NOTEBOOKS, ROOT, StudyError, find_notebooks, run_all, stop_on_
 VOLATILE = "metadata.papermill metadata.language_info.version cell.metadata.papermill cell.metadata.execution"
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Execute, clean, put in place; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Run the notebooks at their defaults and store their outputs.")
+    parser.add_argument(
+        "--only", default="", metavar="NN,NN", help="numbers of the notebooks to refresh (default: all)"
+    )
+    options = parser.parse_args(arguments)
     logging.getLogger("papermill").setLevel(logging.WARNING)
     folder = ROOT / "build/refresh"
     try:
-        notebooks = find_notebooks(NOTEBOOKS)
+        notebooks = find_notebooks(NOTEBOOKS, options.only)
         run_all({path: {} for path in notebooks}, folder)
     except StudyError as error:
         print(error, file=sys.stderr)

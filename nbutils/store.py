@@ -153,6 +153,8 @@ def read(run: Run, store: Path = RUNS) -> Result:
     folder = store / run.key
     try:
         record = json.loads((folder / "run.json").read_text())
+        if record.pop("digest", own := _digest(record)) != own:  # records of before have none
+            raise ValueError("its digest is that of other contents: it was changed")
         stored = record.pop("run")
         result = Result(run=run, folder=folder, **record)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -219,8 +221,14 @@ def write(store: Path, key: str, record: dict, state: Mapping[str, Tensor], card
     """
     with writing(store / key), disk.scratch_folder(store) as scratch:
         weights.save(scratch, state, card)
-        disk.write_text(scratch / "run.json", json.dumps(record, indent=1) + "\n")
+        disk.write_text(scratch / "run.json", json.dumps(record | {"digest": _digest(record)}, indent=1) + "\n")
         disk.publish(scratch, store / key)
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record without its own digest, as canonical JSON."""
+    told = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from nbutils.store import ENCODER, RUNS, Result, Run, StoreError, read, write, w
 from nbutils.workers import check_script
 
 logging.getLogger("distributed").setLevel(logging.ERROR)  # workers slow to leave a busy machine are no news
+_STARTS = 3  # of the worker processes
 
 
 def execute(run: Run, store: Path = RUNS) -> Result:
@@ -292,17 +293,23 @@ def _on_cluster(missing: Sequence[Run], workers: int, store: Path) -> Iterator[R
         "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**30,
         "distributed.logging.distributed": "error",
     }
-    with (
-        dask.config.set(settings),
-        LocalCluster(min(workers, len(missing)), threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
+    with dask.config.set(settings), _started(min(workers, len(missing))) as cluster, Client(cluster) as client:
         futures = {}
         for run in missing:
             after = futures.get(run.parent.key) if run.parent else None
             futures[run.key] = client.submit(_task, run, store, after, key=run.key)
         for future in as_completed(futures.values()):
             yield future.result()
+
+
+def _started(workers: int) -> LocalCluster:
+    """Start worker processes; Dask replaces one that is killed, but not while it starts, so that is tried again."""
+    for left in reversed(range(_STARTS)):
+        try:
+            return LocalCluster(workers, threads_per_worker=1, dashboard_address=":0")
+        except RuntimeError:
+            if not left:
+                raise
 
 
 def _task(run: Run, store: Path, parent: Result | None) -> Result:

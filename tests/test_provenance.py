@@ -87,6 +87,7 @@ def test_records_of_before_and_damaged_locks_are_read_as_far_as_they_go(stored):
     result = stored[0]
     runs, path = result.folder.parent, result.folder / "run.json"
     record = json.loads(path.read_text())
+    del record["digest"]
     record["provenance"] = {"finished": "2026-01-01T00:00:00+00:00", "python": "3.11.0", "torch": "2.13.0"}
     path.write_text(json.dumps(record))
     assert study.read(result.run, runs).provenance == record["provenance"]
@@ -94,6 +95,16 @@ def test_records_of_before_and_damaged_locks_are_read_as_far_as_they_go(stored):
     lock = runs / provenance.ENVIRONMENTS / f"{result.provenance['environment']}.json"
     lock.write_text(lock.read_text().replace(version("numpy"), "0.0.1"))
     assert provenance.read(runs, result.provenance) is None
+
+
+def test_a_number_that_was_changed_is_refused(stored):
+    result = stored[1]
+    path = result.folder / "run.json"
+    record = json.loads(path.read_text())
+    next(iter(record["counts"]["test"].values()))[0][0] += 1
+    path.write_text(json.dumps(record))
+    with pytest.raises(store.StoreError, match="it was changed.*delete the folder"):
+        study.read(result.run, result.folder.parent)
 
 
 def test_a_run_is_described_by_its_own_record(stored):

@@ -1,0 +1,187 @@
+"""A study killed at random moments, a quick part of `tools/reliability.py`; what that sees of torn stores; its page."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+
+import kills
+import numpy as np
+import psutil
+import pytest
+import reliability
+import small_study
+from toy import toy_patches
+
+from nbutils import ROOT, disk, patches, study, training
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.setattr(patches, "CACHE", tmp_path / "patches")
+    data = toy_patches(n=20)
+    patches.store(data)
+    return data
+
+
+def test_a_study_killed_five_times_comes_to_the_bits_of_one_left_alone(data, tmp_path, monkeypatch):
+    asked, rng = small_study.runs(data, ["noisy"]), np.random.default_rng(0)
+    monkeypatch.setattr(training, "fit", training.fit)  # to be put back
+    small_study.save_often()
+    start = time.monotonic()
+    study.run_many(asked, workers=1, store=tmp_path / "reference")
+    seconds = time.monotonic() - start
+    runs, times = tmp_path / "runs", []
+    while len(times) < 5:
+        process = multiprocessing.get_context("fork").Process(target=study.run_many, args=(asked,),
+                                                              kwargs={"workers": 1, "store": runs})  # fmt: skip
+        process.start()
+        process.join(rng.uniform(0, seconds / 2))
+        if process.is_alive():
+            process.kill()
+            process.join()
+            times.append(len(list(runs.glob("[0-9a-f]*"))))
+        else:
+            assert process.exitcode == 0
+            shutil.rmtree(runs)  # it was through: another one
+        assert not runs.exists() or kills.unlike(runs, tmp_path / "reference", ended=False) == []
+    study.run_many(asked, workers=1, store=runs)
+    assert kills.unlike(runs, tmp_path / "reference", ended=True) == []
+
+
+# ---- the campaign, on a study of no more than files
+
+WRITES = """
+import json, os, pathlib, sys, time
+store = pathlib.Path(sys.argv[1])
+store.mkdir(parents=True, exist_ok=True)
+for i in range(8):
+    folder = store / f"{i:x}"
+    scratch = folder if sys.argv[2] == "torn" else store / ".writing"
+    if folder.is_dir():
+        continue
+    scratch.mkdir(exist_ok=True)
+    for name in ("card.json", "weights.safetensors", "run.json"):
+        (scratch / name).write_text(json.dumps({"seconds": time.time(), "provenance": 0, "digest": 0, "n": i}
+                                               if name == "run.json" else i))
+        time.sleep(0.05)
+    os.rename(scratch, folder)
+"""
+
+
+def writer(how):
+    return lambda folder: kills.Study([sys.executable, "-c", WRITES, folder / "runs", how], folder / "runs")
+
+
+@pytest.mark.parametrize(("how", "survives"), [("whole", True), ("torn", False)])
+def test_the_campaign_tells_a_study_that_survives_from_one_that_does_not(how, survives, tmp_path):
+    reference = writer("whole")(tmp_path / "reference")
+    span = kills.undisturbed(reference)
+    about = {"kills": 6, "span": span, "rng": np.random.default_rng(0)}
+    rows = list(kills.campaign(writer(how), reference.store, tmp_path / "killed", **about))
+    assert sum(row["what"] == "driver" for row in rows) == 6 and rows[-1]["what"] == "study"
+    assert {row["survived"] == "yes" for row in rows} == ({True} if survives else {True, False})
+    assert survives or any("differs" in row["survived"] for row in rows)
+
+
+# ---- what the campaign would see
+
+
+@pytest.fixture
+def stores(data, tmp_path):
+    """Two stores of the same run, and its folder in the first."""
+    how = dict(encoder="tu-test_resnet", width="slim", steps=2, batch_size=4, precision="fp32", seed=0)
+    run = study.pretraining(data, "noisy", **how)
+    for name in ("one", "other"):
+        study.run_many([run], workers=1, store=tmp_path / name)
+    return tmp_path / "one", tmp_path / "other", tmp_path / "one" / run.key
+
+
+def test_stores_of_the_same_study_are_alike(stores):
+    assert kills.unlike(stores[0], stores[1], ended=True) == []
+
+
+@pytest.mark.parametrize("name", ["run.json", "card.json", "weights.safetensors"])
+@pytest.mark.parametrize("how", ["gone", "cut", "changed"])
+def test_a_torn_or_changed_file_is_seen(stores, name, how):
+    one, other, folder = stores
+    path = folder / name
+    content = path.read_bytes()
+    path.unlink()
+    if how == "cut":
+        path.write_bytes(content[:-9])
+    elif how == "changed":
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    if (name, how) == ("run.json", "changed"):  # a digit of its digest, which differs anyhow: change a count instead
+        record = json.loads(content)
+        next(iter(record["counts"]["test"].values()))[0][0] += 1
+        path.write_text(json.dumps(record))
+    assert kills.unlike(one, other, ended=False) == [f"{folder.name} differs"]
+
+
+def test_what_is_missing_left_or_locked_at_the_end_is_seen(stores):
+    one, other, folder = stores
+    for left in (".writing-x", f".{folder.name}.checkpoint", "stray"):
+        (one / left).touch()
+    shutil.rmtree(folder)
+    handle = os.open(one, os.O_RDONLY)
+    try:
+        kills.fcntl.flock(handle, kills.fcntl.LOCK_EX)
+        seen = kills.unlike(one, other, ended=True)
+    finally:
+        os.close(handle)
+    assert seen == [
+        f"{folder.name} is missing",
+        f".{folder.name}.checkpoint is left",
+        ".writing-x is left",
+        "stray is left",
+        "the store is locked",
+    ]
+    assert kills.unlike(one, other, ended=False) == []
+
+
+def test_a_process_that_outlives_its_study_is_found_and_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(kills, "ORPHANED_S", 1)
+    child = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    life = kills.Life(kills.Study([sys.executable, "-c", child], tmp_path))
+    status, left = life.end()
+    assert status == 0 and "time.sleep(600)" in left
+    psutil.wait_procs(life.family(), timeout=10)
+    assert life.family() == []
+
+
+def test_a_study_that_fails_by_itself_is_no_reference(tmp_path):
+    broken = kills.Study([sys.executable, "-c", "raise SystemExit('no disk')"], tmp_path / "runs")
+    with pytest.raises(RuntimeError, match="no disk"):
+        kills.undisturbed(broken)
+
+
+# ---- the page
+
+
+def test_any_section_is_shown_and_faults_are_counted():
+    rows = [{"what": "disk", "injected": "a | b", "survived": "yes", "seconds": 1.5},
+            {"what": "disk", "injected": "c", "survived": "no: torn", "seconds": 2.0}]  # fmt: skip
+    fuzzed = {"title": "Fuzzing", "text": "How.", "rows": [{"reader": "masks", "inputs": 9}]}
+    page = reliability.render({"kills": {"title": "Kills", "text": "Told.", "rows": rows}, "fuzzing": fuzzed})
+    assert "**1 of 2 survived.** disk 2." in page and "| disk | a \\| b | yes | 1.5 |" in page
+    assert page.index("## Kills") < page.index("## Fuzzing") and "| masks | 9 |" in page
+
+
+def test_the_committed_page_is_that_of_the_committed_rows():
+    sections = json.loads((ROOT / "docs/reliability.json").read_text())
+    assert (ROOT / "docs/reliability.md").read_text() == reliability.render(sections)
+    assert len(sections["kills"]["rows"]) >= 50
+
+
+def test_a_report_keeps_sections_of_before_and_needs_some(tmp_path, monkeypatch):
+    monkeypatch.setattr(reliability, "DOCS", tmp_path / "docs")
+    monkeypatch.setattr(reliability, "MEASURED", tmp_path / "measured.json")
+    assert reliability.report() == 2
+    for name in ("kills", "faults"):
+        disk.write_json(tmp_path / "measured.json", {name: {"title": name, "text": "", "rows": [{"a": 1}]}})
+        assert reliability.report() == 0
+    assert set(json.loads((tmp_path / "docs/reliability.json").read_text())) == {"kills", "faults"}
+    assert "## faults" in (tmp_path / "docs/reliability.md").read_text()

@@ -1,0 +1,290 @@
+"""Kills: a study is killed at random moments and started again; what it leaves is held against one left alone.
+
+Processes are told apart by a word in their environment, which those they start inherit, so that one that outlives its
+study is found wherever it hangs.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ROOT / "tools" / "small_study.py"
+WORD = "NOISY_MAPS_TRIAL"
+ORPHANED_S = 30  # seconds after which a process whose study is gone counts as left behind
+LIFE_S = 1800  # seconds after which a study that was not killed counts as hanging
+LEFT = (".environments", "log.txt")  # what lies in a store beside runs
+KEPT = ("card.json", "weights.safetensors")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A command that fills a store, and how its parts are recognised.
+
+    Attributes:
+        command: What is run; the store is in it.
+        store: What it fills.
+        folder: Where it is run.
+        parts: By name, words of the command lines of processes that may be killed; the one it starts with is "driver".
+    """
+
+    command: Sequence[str | Path]
+    store: Path
+    folder: Path = ROOT
+    parts: dict[str, str] = field(default_factory=lambda: {"worker": "spawn_main"})
+
+
+def small(store: Path, fingerprint: str, *, workers: int = 2) -> Study:
+    """The small study on stored patches."""
+    return Study([sys.executable, SMALL, store, fingerprint, "--workers", str(workers)], store)
+
+
+class Life:
+    """A study that runs, and all processes it started."""
+
+    def __init__(self, study: Study, **options: Any) -> None:
+        self.study, self.word = study, uuid.uuid4().hex
+        self.said = tempfile.TemporaryFile("w+")
+        settings = {
+            WORD: self.word,
+            "PYTHONPATH": os.pathsep.join([str(study.folder), str(study.folder / "tools")]),
+            "OMP_NUM_THREADS": "1",
+            "DASK_DISTRIBUTED__WORKER__PRELOAD": str(SMALL),
+        }
+        self.process = subprocess.Popen(
+            study.command,
+            cwd=study.folder,
+            env=os.environ | settings,
+            stdout=self.said,
+            stderr=self.said,
+            start_new_session=True,
+            **options,
+        )
+
+    def family(self) -> list[psutil.Process]:
+        """All that live, the driver among them."""
+        return [each for each in psutil.process_iter() if _word(each) == self.word]
+
+    def kill(self, rng: np.random.Generator) -> str:
+        """Kill a part of the study, drawn by chance; return its name, or nothing where the study has ended."""
+        alive = [each for each in self.family() if each.pid != self.process.pid]
+        parts = {name: [each for each in alive if word in _line(each)] for name, word in self.study.parts.items()}
+        name = str(rng.choice(["driver", *(name for name, found in parts.items() if found)]))
+        if self.process.poll() is not None:
+            return ""
+        try:
+            victim = self.process if name == "driver" else parts[name][rng.integers(len(parts[name]))]
+            victim.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            return ""  # it ended meanwhile, as the study does at its end
+        return name
+
+    def end(self) -> tuple[int | None, str]:
+        """Wait until all have ended; return the exit status, None where it hung, and who was left behind."""
+        try:
+            status = self.process.wait(LIFE_S)
+        except subprocess.TimeoutExpired:
+            status = None
+        deadline = time.monotonic() + (ORPHANED_S if status is not None else 0)
+        while (left := self.family()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        names = ", ".join(_line(each)[:80] for each in left)
+        for each in left:
+            each.kill()
+        return status, names
+
+    def words(self) -> str:
+        """What it printed."""
+        self.said.seek(0)
+        return self.said.read()
+
+
+def _word(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get(WORD)
+    except (psutil.Error, OSError):
+        return None  # ended meanwhile, or not ours
+
+
+def _line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+# ---- what a store holds ------------------------------------------------------------------------------------------
+def unlike(store: Path, reference: Path, *, ended: bool) -> list[str]:
+    """What is wrong with a store, by one that was filled without disturbance.
+
+    Args:
+        store: Where a study was disturbed.
+        reference: Where it was left alone.
+        ended: Whether the study has come to its end: then nothing may be missing or left over.
+
+    Returns:
+        Faults in words; none if all is well. Runs are compared bit by bit but for seconds, provenance and
+        the digest over them.
+    """
+    faults = [f"{path.name} differs" for path in _runs(store) if not _same(path, reference / path.name)]
+    if ended:
+        faults += [f"{path.name} is missing" for path in _runs(reference) if not (store / path.name).is_dir()]
+        known = {*LEFT, *(path.name for path in _runs(reference))}
+        faults += [f"{path.name} is left" for path in sorted(store.iterdir()) if path.name not in known]
+        faults += [] if _free(store) else ["the store is locked"]
+    return faults
+
+
+def _runs(store: Path) -> list[Path]:
+    return sorted(path for path in store.glob("[0-9a-f]*") if path.is_dir())
+
+
+def _same(one: Path, other: Path) -> bool:
+    if not other.is_dir() or {path.name for path in one.iterdir()} != {path.name for path in other.iterdir()}:
+        return False
+    try:
+        records = [json.loads((folder / "run.json").read_text()) for folder in (one, other)]
+    except ValueError:
+        return False
+    for record in records:
+        for own in ("seconds", "provenance", "digest"):
+            record.pop(own)
+    return records[0] == records[1] and all((one / n).read_bytes() == (other / n).read_bytes() for n in KEPT)
+
+
+def _free(folder: Path) -> bool:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+# ---- the campaign ------------------------------------------------------------------------------------------------
+def row(what: str, injected: str, faults: Sequence[str], start: float) -> dict[str, Any]:
+    """A row of the table: what was disturbed, how, whether it survived or what was wrong, seconds since the start."""
+    survived = "no: " + "; ".join(faults) if faults else "yes"
+    return {"what": what, "injected": injected, "survived": survived, "seconds": round(time.monotonic() - start, 1)}
+
+
+def undisturbed(study: Study) -> tuple[float, float]:
+    """Run a study to its end; return the seconds until it first wrote to its store, and until its end.
+
+    Raises:
+        RuntimeError: It failed by itself.
+    """
+    start, life = time.monotonic(), Life(study)
+    while not _begun(study.store) and life.process.poll() is None:
+        time.sleep(0.05)
+    begun = time.monotonic() - start
+    status, left = life.end()
+    if status != 0 or left:
+        raise RuntimeError(f"the study fails without being disturbed (status {status}, left {left}):\n{life.words()}")
+    return begun, time.monotonic() - start
+
+
+def _begun(store: Path) -> bool:
+    return store.is_dir() and any(store.iterdir())
+
+
+def campaign(
+    make: Callable[[Path], Study],
+    reference: Path,
+    folder: Path,
+    *,
+    kills: int,
+    span: tuple[float, float],
+    rng: np.random.Generator,
+) -> Iterator[dict[str, Any]]:
+    """Kill studies at random moments, start each again until it comes to its end, and compare.
+
+    Args:
+        make: Gives the study for a folder that is empty, or holds what its last life left.
+        reference: Store of the study that was left alone.
+        folder: For the disturbed studies, one after the other.
+        kills: Number of kills.
+        span: Seconds as `undisturbed` gives them; moments are even from half the first to the second.
+        rng: Source of the moments and victims.
+
+    Yields:
+        A row for every kill, and one for every study that came to its end after kills.
+    """
+    done = number = 0
+    while done < kills:
+        number += 1
+        place, before = folder / str(number), done
+        study, start = make(place), time.monotonic()
+        while done < kills and (killed := _killed(study, reference, span, rng)):
+            done += 1
+            yield killed
+        start, life = time.monotonic(), Life(study)
+        status, left = life.end()
+        faults = _faults(study, reference, status == 0, left) + ([] if status == 0 else [_failure(status, life)])
+        if done > before:
+            yield row("study", f"left alone after {done - before} kills", faults, start)
+        if not faults:
+            shutil.rmtree(place)
+
+
+def _killed(
+    study: Study, reference: Path, span: tuple[float, float], rng: np.random.Generator
+) -> dict[str, Any] | None:
+    """One life that ends by a kill, looked at; None where it came to its end before."""
+    start, life = time.monotonic(), Life(study)
+    moment = rng.uniform(span[0] / 2, span[1])
+    try:
+        life.process.wait(moment)
+    except subprocess.TimeoutExpired:
+        pass
+    stored, saved = (len(list(study.store.glob(p))) for p in ("[0-9a-f]*", ".*.checkpoint"))
+    if not (name := life.kill(rng)):
+        life.end()
+        return None
+    status, left = life.end()
+    faults = _faults(study, reference, status == 0, left)
+    if name == "worker" and status != 0:
+        faults.append(_failure(status, life))  # the driver gives its work to another
+    return row(name, f"SIGKILL after {moment:.1f} s: {stored} runs, {saved} checkpoints there", faults, start)
+
+
+def _faults(study: Study, reference: Path, ended: bool, left: str) -> list[str]:
+    there = unlike(study.store, reference, ended=ended) if study.store.is_dir() else []
+    return there + ([f"processes are left: {left}"] if left else [])
+
+
+def _failure(status: int | None, life: Life) -> str:
+    lines = life.words().strip().splitlines() or ["without a word"]
+    return "it hung" if status is None else f"exit status {status}: {lines[-1][:200]}"
+
+
+# ---- notebooks ---------------------------------------------------------------------------------------------------
+def notebooks(place: Path, only: str) -> Study:
+    """Some notebooks at the smoke profile, in a copy of this repository with its world and patches, and no runs."""
+    if not place.exists():
+        for name in ("nbutils", "notebooks", "tools", "data/datasets"):
+            shutil.copytree(
+                ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb_checkpoints")
+            )
+        (place / "data/cache").mkdir(parents=True)
+        for name in ("city", "city_elsewhere", "patches"):
+            if (ROOT / "data/cache" / name).is_dir():
+                (place / "data/cache" / name).symlink_to(ROOT / "data/cache" / name)
+    command = [sys.executable, "tools/study.py", "--profile", "smoke", "--only", only]
+    return Study(command, place / "data/runs", place, {"kernel": "ipykernel_launcher"})

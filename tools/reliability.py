@@ -1,0 +1,159 @@
+"""What the study survives: kills, full disks, damaged files, two at once; measured here, told in docs/reliability.md.
+
+    python tools/reliability.py kills --kills 50  # an hour on two busy cores
+    python tools/reliability.py faults
+    python tools/reliability.py report            # docs/reliability.json and .md, from build/reliability.json
+
+What is measured goes to `build/reliability.json`: sections by name, each a `title`, a `text` that says how it was done,
+and `rows` of the same columns; a row whose `survived` is not "yes" is a fault. Anyone may add a section. `report` takes
+the sections there are into `docs/reliability.json`, which keeps those of before, and writes the page from it.
+Exit status: 0 all survived, 1 something did not, 2 there is nothing to report.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import faults
+import kills
+import numpy as np
+from tqdm import tqdm
+
+from nbutils import ROOT, disk, patches
+
+MEASURED = ROOT / "build" / "reliability.json"
+DOCS = ROOT / "docs"
+CARD = ROOT / "data" / "datasets" / "city.yaml"
+FOLDER = ROOT / "build" / "reliability"
+NOTEBOOK = "06"
+
+PARTS = {"two workers": 0.3, "one process": 0.6, "notebooks": 0.1}  # shares of the kills
+
+KILLS = f"""\
+A study of seven runs on patches of the embedded city (two pretrainings that write checkpoints, four fine-tunings from
+them, one from a random encoder) runs on two Dask workers or in one process. At a moment drawn evenly over the time it
+works, its driver or a worker gets SIGKILL; it is started again, and killed again, until it comes to its end. Notebook
+{NOTEBOOK} at the smoke profile is treated alike: `tools/study.py` or its kernel is killed. After each kill every stored
+run is compared with that of a study that was left alone: `run.json` but for seconds and provenance, card and weights
+bit by bit. A study must outlive its workers. At the end nothing may be missing, half-written, locked or left behind, no
+process either. Seconds are from the start of a study to the end of what the kill ended."""
+FAULTS = """\
+The same study in one process. A fault must be told by an error of the study's own that names the file or folder; when
+it is mended as the error says, the study must come to the same bits. A damaged checkpoint needs no mending: the
+training starts anew. A disk is full where files may not grow beyond a limit (for anyone), and where a small file system
+is mounted (as root); a store is read-only by a mount as root, whom rights do not bind, else by its rights."""
+
+
+def run_kills(n: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Kill the small study and a notebook, so many times in all; yields rows."""
+    rng, small = np.random.default_rng(seed), partial(kills.small, fingerprint=fingerprint())
+    make = {
+        "two workers": lambda folder: small(folder / "runs"),
+        "one process": lambda folder: small(folder / "runs", workers=1),
+        "notebooks": partial(kills.notebooks, only=NOTEBOOK),
+    }
+    numbers = {part: int(share * n) for part, share in PARTS.items()}
+    numbers["two workers"] += n - sum(numbers.values())
+    for part, number in numbers.items():
+        if number:
+            reference = make[part](FOLDER / "kills" / part / "reference")
+            about = {"kills": number, "span": kills.undisturbed(reference), "rng": rng}
+            for row in kills.campaign(make[part], reference.store, FOLDER / "kills" / part, **about):
+                yield row | {"what": f"{part}: {row['what']}"}
+
+
+def run_faults(seed: int) -> Iterator[dict[str, Any]]:
+    """Try all faults on the small study; yields rows."""
+    patch_set = fingerprint()
+    make = lambda folder: kills.small(folder / "runs", patch_set, workers=1)  # noqa: E731
+    reference = make(FOLDER / "faults" / "reference")
+    kills.undisturbed(reference)
+    yield from faults.all_faults(make, reference.store, FOLDER / "faults", np.random.default_rng(seed))
+
+
+def fingerprint() -> str:
+    """Cut the patches of the small study, where they are not there yet, and return their name."""
+    return patches.cut(patches.open_dataset(CARD), size_px=32, max_patches=16).fingerprint
+
+
+def measure(section: str, title: str, text: str, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Collect rows, telling each, and put them into `build/reliability.json`; return the exit status."""
+    shutil.rmtree(FOLDER / section, ignore_errors=True)
+    kept = []
+    for row in rows:
+        kept.append(dict(row))
+        tqdm.write(f"{row['what']}, {row['injected']}: {row['survived']} ({row['seconds']:.0f} s)")
+        sections = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
+        disk.write_json(MEASURED, sections | {section: {"title": title, "text": text, "rows": kept}})
+    lost = [row for row in kept if row["survived"] != "yes"]
+    tqdm.write(f"{len(kept) - len(lost)} of {len(kept)} survived -> {MEASURED.relative_to(ROOT)}")
+    return 1 if lost else 0
+
+
+def render(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write sections as a page: what was done, how many survived, and every row."""
+    lines = [
+        "# What the study survives",
+        "",
+        "Measured, and written from [reliability.json](reliability.json) by `tools/reliability.py report`; no number",
+        "is typed by hand. Again: `python tools/reliability.py kills --kills 50`, then `faults`, then `report`.",
+    ]
+    for section in sections.values():
+        rows = section["rows"]
+        lines += ["", f"## {section['title']}", "", section["text"], ""]
+        if all("survived" in row for row in rows):
+            survived = sum(row["survived"] == "yes" for row in rows)
+            lines += [f"**{survived} of {len(rows)} survived.**{_by_what(rows)}", ""]
+        columns = list(rows[0]) if rows else []
+        lines += [_line(columns), _line("---" for _ in columns)] if rows else ["No rows."]
+        lines += [_line(row[column] for column in columns) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _by_what(rows: Iterable[Mapping[str, Any]]) -> str:
+    numbers: dict[str, int] = {}
+    for row in rows:
+        numbers[row["what"]] = numbers.get(row["what"], 0) + 1
+    return " " + ", ".join(f"{what} {n}" for what, n in numbers.items()) + "."
+
+
+def _line(cells: Iterable[Any]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def report() -> int:
+    """Take what was measured into docs/ and write the page; return the exit status."""
+    kept = DOCS / "reliability.json"
+    DOCS.mkdir(exist_ok=True)
+    found = [json.loads(path.read_text()) for path in (kept, MEASURED) if path.exists()]
+    sections = {name: section for each in found for name, section in each.items()}
+    if not sections:
+        print(f"nothing was measured: {MEASURED} is not there; run `kills` or `faults` first", file=sys.stderr)
+        return 2
+    disk.write_json(kept, sections)
+    disk.write_text(DOCS / "reliability.md", render(json.loads(kept.read_text())))
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure or report; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Measure what the study survives.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("kills", "faults"):
+        verbs.add_parser(verb).add_argument("--seed", type=int, default=0, help="of moments, victims and damage")
+    verbs.choices["kills"].add_argument("--kills", type=int, default=50, help="in all (default: %(default)s)")
+    verbs.add_parser("report")
+    options = parser.parse_args(arguments)
+    if options.verb == "kills":
+        return measure("kills", "Kills", KILLS, run_kills(options.kills, options.seed))
+    if options.verb == "faults":
+        return measure("faults", "Faults", FAULTS, run_faults(options.seed))
+    return report()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -85,4 +85,4 @@ def test_the_shipped_cases_are_whole_and_can_be_judged():
     assert all(sorted(rivals) == ["moco", "random"] for _, rivals in table.groupby(["data", "case"]).rival)
     assert table.notna().all(axis=None) and table.wrong.between(0, 1).all()
     assert table[["gain", "effect"]].abs().le(1).all(axis=None) and (table.low <= table.effect).all()
-    assert len(preflight.leave_one_out(table, by="data")) == len(table)
+    assert len(preflight.leave_one_out(table)) == len(table)

@@ -164,6 +164,10 @@ def more_patches(found: Equivalent, rival: str, figure: str) -> Statement:
         answer = "none: with as many exact patches one does as well without the map"
     else:
         answer = f"about {more.value:.0f} more than the {found.budget} at hand"
+    spared = found.low.value > found.budget
+    none = found.high.bound != "more than" and found.high.value <= found.budget
+    if not (spared or none):  # NaN of one seed and scene, too
+        answer = f"cannot tell; the best guess is {answer}"
     ends = f"[{found.low}, {found.high}]"
     evidence = f"{found.budget} patches with the map equal {found.equals} {ends} with {rival}"
     return Statement("How many more exact patches would do without the map?", answer, evidence, figure)

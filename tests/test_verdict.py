@@ -106,19 +106,26 @@ def test_every_kind_of_error_has_its_remedy():
     assert set(verdict.CLEANING) == set(audit.KINDS)
 
 
+NONE = "none: with as many exact patches one does as well without the map"
+
+
 @pytest.mark.parametrize(
-    ("equals", "answer"),
+    ("equals", "ends", "answer"),
     [
-        (Amount(40), "about 24 more than the 16 at hand"),
-        (Amount(288, "more than"), "more than 272: no budget that was tried gets there"),
-        (Amount(4, "fewer than"), "none: with as many exact patches one does as well without the map"),
-        (Amount(12), "none: with as many exact patches one does as well without the map"),
+        (Amount(40), (19, 288), "about 24 more than the 16 at hand"),
+        (Amount(40), (9, 288), "cannot tell; the best guess is about 24 more than the 16 at hand"),
+        (Amount(40), (np.nan, np.nan), "cannot tell; the best guess is about 24 more than the 16 at hand"),
+        (Amount(288, "more than"), (19, 288), "more than 272: no budget that was tried gets there"),
+        (Amount(4, "fewer than"), (4, 12), NONE),
+        (Amount(12), (9, 15), NONE),
+        (Amount(12), (9, 40), f"cannot tell; the best guess is {NONE}"),
     ],
 )
-def test_how_many_more_patches_would_do(equals, answer):
-    said = verdict.more_patches(Equivalent(16, 0.5, equals, Amount(19), Amount(288, "more than")), "random", "")
+def test_how_many_more_patches_would_do(equals, ends, answer):
+    low, high = map(Amount, ends)
+    said = verdict.more_patches(Equivalent(16, 0.5, equals, low, high), "random", "")
     assert said.answer == answer
-    assert said.evidence == f"16 patches with the map equal {equals} [19, more than 288] with random"
+    assert said.evidence == f"16 patches with the map equal {equals} [{low}, {high}] with random"
 
 
 def test_a_forecast_is_told_with_its_record():

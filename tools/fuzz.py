@@ -193,28 +193,29 @@ def campaign(cases: Sequence[Case], workers: int = 2) -> Iterator[tuple[Case, Ou
 def section(found: Sequence[tuple[Case, Outcome]], forms: Sequence[str], seed: int) -> dict:
     """The table of a campaign as a section of the report."""
     counts = Counter((case.form, outcome.kind) for case, outcome in found)
-    kinds = ("succeeded", "refused", "fault")
-    each = {form: [counts[form, kind] for kind in kinds] for form in forms}
     slowest = max(outcome.seconds for _, outcome in found)
-    return {
-        "title": "Damaged and malicious files",
-        "columns": ["format", "cases", "succeeded", "refused", "faults"],
-        "rows": [[form, sum(row), *row] for form, row in each.items()],
-        "notes": [
-            f"seed {seed}; slowest case {slowest:.1f} s, {LIMIT_S} s and {LIMIT_BYTES >> 30} GiB allowed",
-            "refused: by an error that names the file and the remedy; succeeded: read, for run.json and weights equal "
-            "to what was written",
-        ],
-    }
+    names = {"succeeded": "succeeded", "refused": "refused", "faults": "fault"}
+    rows = [
+        {"format": form, "cases": sum(counts[form, kind] for kind in names.values())}
+        | {name: counts[form, kind] for name, kind in names.items()}
+        for form in forms
+    ]
+    text = (
+        f"Files damaged at random and files made to harm (seed {seed}), each read in a process of its own with "
+        f"{LIMIT_S} s and {LIMIT_BYTES >> 30} GiB; the slowest took {slowest:.1f} s. Refused: by an error that names "
+        "the file and the remedy. Succeeded: read, and for run.json and weights equal to what was written. All else "
+        "is a fault."
+    )
+    return {"title": "Damaged and malicious files", "text": text, "rows": rows}
 
 
 def merge(path: Path, name: str, content: dict) -> None:
     """Put a section into a report, beside those that others wrote; whole or not at all."""
     from nbutils.disk import write_json
 
-    report = json.loads(path.read_text()) if path.is_file() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**report, "sections": {**report.get("sections", {}), name: content}})
+    sections = json.loads(path.read_text()) if path.is_file() else {}
+    write_json(path, sections | {name: content})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -242,8 +243,8 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.flush()
     content = section(found, forms, options.seed)
     merge(options.report, "fuzz", content)
-    for row in [content["columns"], *content["rows"]]:
-        print(f"{row[0]:24}" + "".join(f"{value!s:>11}" for value in row[1:]))
+    for form, *numbers in [list(content["rows"][0]), *(list(row.values()) for row in content["rows"])]:
+        print(f"{form:24}" + "".join(f"{value!s:>11}" for value in numbers))
     return 1 if any(outcome.kind == "fault" for _, outcome in found) else 0
 
 

@@ -160,7 +160,8 @@ def load(folder: Path, images: Images | None = None) -> tuple[dict[str, Tensor],
             if _card((file.metadata() or {}).get("card", "null")) != card:
                 raise ValueError("its header holds another card than card.json")
     except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
-        raise WeightsError(f"{path}: cannot be read ({error}); delete the folder and redo the run or export") from error
+        told = str(error)[:500]  # a damaged card may hold a text of any length
+        raise WeightsError(f"{path}: cannot be read ({told}); delete the folder and redo the run or export") from error
     if images is not None:
         try:
             check_images(card, images)
@@ -354,7 +355,8 @@ def _read_card(path: Path) -> tuple[WeightCard, str]:
         digest = fields.pop(_DIGEST)
         return _card(json.dumps(fields)), digest
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{path}: cannot be read ({error}); delete the folder and redo the run or export") from error
+        told = str(error)[:500]  # a damaged card may hold a text of any length
+        raise WeightsError(f"{path}: cannot be read ({told}); delete the folder and redo the run or export") from error
 
 
 def _card(text: str) -> WeightCard:

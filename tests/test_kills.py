@@ -64,7 +64,7 @@ for i in range(8):
         continue
     scratch.mkdir(exist_ok=True)
     for name in ("card.json", "weights.safetensors", "run.json"):
-        (scratch / name).write_text(json.dumps({"seconds": time.time(), "provenance": 0, "digest": 0, "n": i}
+        (scratch / name).write_text(json.dumps({"seconds": time.time(), "provenance": 0, "sha256": 0, "n": i}
                                                if name == "run.json" else i))
         time.sleep(0.05)
     os.rename(scratch, folder)
@@ -173,7 +173,7 @@ def test_any_section_is_shown_and_faults_are_counted():
 def test_the_committed_page_is_that_of_the_committed_rows():
     sections = json.loads((ROOT / "docs/reliability.json").read_text())
     assert (ROOT / "docs/reliability.md").read_text() == reliability.render(sections)
-    assert len(sections["kills"]["rows"]) >= 50
+    assert sections and all(section["rows"] for section in sections.values())
 
 
 def test_a_report_keeps_sections_of_before_and_needs_some(tmp_path, monkeypatch):

@@ -336,3 +336,10 @@ def test_without_onnx_the_extra_is_named(tmp_path, monkeypatch):
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'noisy-maps\[export\]'"):
         weights.export_onnx(_network(), CARD, tmp_path / "network.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_card_with_a_long_text_is_told_in_short(tmp_path):
+    (tmp_path / "card.json").write_text(json.dumps({**asdict(CARD), "patch_px": "x" * 100_000, "weights_sha256": "0"}))
+    with pytest.raises(weights.WeightsError, match=r"card\.json: cannot be read .*delete the folder") as told:
+        weights.load(tmp_path)
+    assert len(str(told.value)) < 1000

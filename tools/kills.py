@@ -25,7 +25,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ROOT / "tools" / "small_study.py"
 WORD = "NOISY_MAPS_TRIAL"
-ORPHANED_S = 120  # seconds after which a process whose study is gone counts as left behind; one that starts must start first
+ORPHANED_S = 120  # seconds after which a process without its study is left behind; one that starts must start first
 LIFE_S = 1800  # seconds after which a study that was not killed counts as hanging
 LEFT = (".environments", "log.txt")  # what lies in a store beside runs
 KEPT = ("card.json", "weights.safetensors")

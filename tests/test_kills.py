@@ -173,7 +173,6 @@ def test_any_section_is_shown_and_faults_are_counted():
 def test_the_committed_page_is_that_of_the_committed_rows():
     sections = json.loads((ROOT / "docs/reliability.json").read_text())
     assert (ROOT / "docs/reliability.md").read_text() == reliability.render(sections)
-    assert len(sections["kills"]["rows"]) >= 50
 
 
 def test_a_report_keeps_sections_of_before_and_needs_some(tmp_path, monkeypatch):

@@ -5,13 +5,15 @@ import json
 import platform
 import subprocess
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 from toy import toy_patches
 
-from nbutils import ROOT, contrasts, disk, legend, patches, provenance, store, study
+from nbutils import ROOT, checkpoint, contrasts, disk, execution, legend, patches, provenance, store, study, training
 from nbutils.study import Cell
 
 COMMON = dict(encoder="tu-test_resnet", width="slim", steps=2, batch_size=4, precision="fp32", seed=0)
@@ -217,3 +219,35 @@ def test_a_store_that_cannot_be_written_is_named(stored, tmp_path, monkeypatch):
     with pytest.raises(store.StoreError, match=f"{run.key} cannot be written .*No space left.*make room"):
         store.write(tmp_path / "runs", run.key, {"run": asdict(run)}, state, card)
     assert not list((tmp_path / "runs").glob(".writing-*")) and not (tmp_path / "runs" / run.key).exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named_and_half_of_it_is_taken_away(data, tmp_path, monkeypatch):
+    def full(tensors, scratch, metadata):
+        scratch.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(training, "fit", partial(training.fit, save_every_s=0))
+    run = study.pretraining(data, "noisy", **COMMON)
+    with pytest.raises(store.StoreError, match=f"{run.key}.checkpoint cannot be written .*No space left"):
+        study.execute(run, tmp_path / "runs")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(("failures", "starts"), [(0, 1), (2, 3), (3, 3)])
+def test_workers_that_die_while_they_start_are_started_again_thrice_at_most(failures, starts, monkeypatch):
+    asked = []
+
+    def cluster(workers, **settings):
+        asked.append(workers)
+        if len(asked) <= failures:
+            raise RuntimeError("Nanny failed to start.")
+        return "cluster"
+
+    monkeypatch.setattr(execution, "LocalCluster", cluster)
+    if failures == 3:
+        with pytest.raises(RuntimeError, match="Nanny"):
+            execution._started(2)
+    else:
+        assert execution._started(2) == "cluster"
+    assert asked == [2] * starts

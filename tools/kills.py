@@ -25,7 +25,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ROOT / "tools" / "small_study.py"
 WORD = "NOISY_MAPS_TRIAL"
-ORPHANED_S = 30  # seconds after which a process whose study is gone counts as left behind
+ORPHANED_S = 120  # seconds after which a process whose study is gone counts as left; one that starts starts first
 LIFE_S = 1800  # seconds after which a study that was not killed counts as hanging
 LEFT = (".environments", "log.txt")  # what lies in a store beside runs
 KEPT = ("card.json", "weights.safetensors")
@@ -122,7 +122,8 @@ def _word(process: psutil.Process) -> str | None:
 
 def _line(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())
+        program, *words = process.cmdline() or [""]
+        return " ".join([Path(program).name, *words])  # where it lies is nobody's business
     except psutil.Error:
         return ""
 

@@ -122,7 +122,8 @@ def _word(process: psutil.Process) -> str | None:
 
 def _line(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())
+        program, *words = process.cmdline() or [""]
+        return " ".join([Path(program).name, *words])  # where it lies is nobody's business
     except psutil.Error:
         return ""
 

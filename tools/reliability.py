@@ -31,6 +31,7 @@ CARD = ROOT / "data" / "datasets" / "city.yaml"
 FOLDER = ROOT / "build" / "reliability"
 NOTEBOOK = "06"
 
+FIRST = ("what", "injected", "survived", "seconds")  # columns; others follow by name
 PARTS = {"two workers": 0.3, "one process": 0.6, "notebooks": 0.1}  # shares of the kills
 
 KILLS = f"""\
@@ -108,7 +109,7 @@ def render(sections: Mapping[str, Mapping[str, Any]]) -> str:
         if all("survived" in row for row in rows):
             survived = sum(row["survived"] == "yes" for row in rows)
             lines += [f"**{survived} of {len(rows)} survived.**{_by_what(rows)}", ""]
-        columns = list(rows[0]) if rows else []
+        columns = sorted(rows[0], key=lambda name: (*FIRST, name).index(name)) if rows else []
         lines += [_line(columns), _line("---" for _ in columns)] if rows else ["No rows."]
         lines += [_line(row[column] for column in columns) for row in rows]
     return "\n".join(lines) + "\n"

@@ -89,7 +89,7 @@ def test_records_of_before_and_damaged_locks_are_read_as_far_as_they_go(stored):
     result = stored[0]
     runs, path = result.folder.parent, result.folder / "run.json"
     record = json.loads(path.read_text())
-    del record["digest"]
+    del record["sha256"]
     record["provenance"] = {"finished": "2026-01-01T00:00:00+00:00", "python": "3.11.0", "torch": "2.13.0"}
     path.write_text(json.dumps(record))
     assert study.read(result.run, runs).provenance == record["provenance"]
@@ -105,7 +105,7 @@ def test_a_number_that_was_changed_is_refused(stored):
     record = json.loads(path.read_text())
     next(iter(record["counts"]["test"].values()))[0][0] += 1
     path.write_text(json.dumps(record))
-    with pytest.raises(store.StoreError, match="it was changed.*delete the folder"):
+    with pytest.raises(store.StoreError, match="not what its SHA-256 says.*delete the folder"):
         study.read(result.run, result.folder.parent)
 
 

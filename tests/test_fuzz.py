@@ -103,6 +103,13 @@ def test_what_is_wrong_is_told_in_bounds(card):
         assert len(str(error.value)) < 5000 and str(error.value).count("\n") <= 21
 
 
+def test_what_is_cut_short_still_says_what_to_do(card):
+    with pytest.raises(CardError, match=r"split\.test: 'x{150,}\.\.\. \(.*; there are a, b, c$"):
+        read_dataset(card({"split.test": ["x" * 100_000]}))
+    with pytest.raises(CardError, match=r"images\.glob: got .{200,900}; give a pattern below root$"):
+        read_dataset(card({"images.glob": "x" * 100_000 + "/../*"}))
+
+
 def test_a_legend_of_infinite_colours_is_refused(card):
     with pytest.raises(CardError, match="OverflowError: cannot convert float infinity"):
         load_card(card({"exact.legend.classes.land": [float("inf"), 0, 0]}))

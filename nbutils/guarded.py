@@ -4,6 +4,7 @@ YAML cannot grow or run, regular expressions have a time limit, and no file make
 """
 
 import json
+import logging
 import subprocess
 import sys
 from collections import Counter
@@ -15,9 +16,10 @@ import rasterio
 import yaml
 from rasterio.io import DatasetReader
 
-MOST_BYTES = 1 << 20  # of a card or a profile; none comes near a hundredth of it
+MOST_BYTES = 1 << 18  # of a card or a profile; none comes near a tenth of it
+MOST_VALUES = 20_000  # in a document, repeated ones as often as they are
 MOST_DEPTH = 50  # of lists and mappings within one another
-SEARCH_S = 10.0  # for all texts together; ten thousand paths take a fiftieth of a second
+SEARCH_S = 10.0  # for all texts together; ten thousand paths take a fifth of a second
 OFFLINE = {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none"}
 """Settings under which GDAL fetches nothing, whatever a file of this machine refers to."""
 
@@ -30,26 +32,47 @@ json.dump([match and match[1] for match in matches], sys.stdout)
 """
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error, not a silent overwrite, and nothing stands for another part.
+def _register_drivers() -> None:
+    """Let rasterio register GDAL's drivers now, without those that `nbutils` leaves out.
 
-    An alias repeats a part of the document at no cost; twelve of them, one within another, make a file of a line
-    describe 10^11 values.
+    No build has all of these, and of each that it lacks GDAL says so.
+    """
+    log = logging.getLogger("rasterio._env")
+    before, log.disabled = log.disabled, True
+    with rasterio.Env():
+        log.disabled = before
+
+
+_register_drivers()
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error, not a silent overwrite, and which cannot grow without end.
+
+    An alias repeats a part of the document at no cost: twelve of them, one within another, make a line of text describe
+    10^11 values. So values are counted as often as they are repeated.
     """
 
-    depth = 0
+    def __init__(self, stream):
+        super().__init__(stream)
+        self.depth, self.sizes = 0, {}
 
     def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            problem = f"the alias *{event.anchor} repeats another part; write it out"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
         if self.depth == MOST_DEPTH:
             problem = f"lists and mappings are nested more than {MOST_DEPTH} deep"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
+        if alias and node not in self.sizes:
+            raise yaml.MarkedYAMLError(problem="an alias lies within what it repeats", problem_mark=mark)
+        if not alias:
+            values = [] if isinstance(node, yaml.ScalarNode) else node.value
+            parts = [part for pair in values for part in pair] if isinstance(node, yaml.MappingNode) else values
+            self.sizes[node] = 1 + sum(self.sizes[part] for part in parts)
+        if max(self.sizes[node], len(self.sizes)) > MOST_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"it holds more than {MOST_VALUES} values", problem_mark=mark)
         return node
 
     def construct_mapping(self, node, deep=False):

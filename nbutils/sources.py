@@ -222,7 +222,8 @@ def _globbed(card: Card, files: Files, part: str) -> dict[_Key, tuple[str, Path]
             raise ValueError("'..' leads out of root, the folder that holds all files")
         paths = sorted(p for p in card.folder.glob(files.glob) if p.is_file())
     except (ValueError, NotImplementedError, IndexError, OSError) as error:
-        raise CardError(f"{part}.glob: got {files.glob!r}; {error}; give a pattern below root") from None
+        got = guarded.shortened(repr(files.glob), 200)
+        raise CardError(f"{part}.glob: got {got}; {guarded.shortened(str(error))}; give a pattern below root") from None
     inside = [path.relative_to(card.folder) for path in paths]
     scenes = _names(card.images.scene, inside, "images.scene") if card.images.scene else [None] * len(paths)
     keys = _names(files.key, inside, f"{part}.key") if files.key else [path.stem for path in paths]
@@ -304,7 +305,8 @@ def _split_scenes(card: Card, scenes: Sequence[str]) -> dict[str, set[str]]:
         chosen[split] = set()
         for pattern in patterns:
             if not (hits := fnmatch.filter(scenes, pattern)):
-                raise CardError(f"split.{split}: {pattern!r} matches no scene; there are {few(scenes, 12)}")
+                told = guarded.shortened(repr(pattern), 200)
+                raise CardError(f"split.{split}: {told} matches no scene; there are {few(scenes, 12)}")
             chosen[split].update(hits)
     for held, other in (("test", "validation"), *((h, s) for h in ("test", "validation") for s in SPLITS[:2])):
         if both := chosen[held] & chosen.get(other, set()):

@@ -61,15 +61,8 @@ def test_no_weight_and_no_curve_depends_on_the_test_scenes(tmp_path, monkeypatch
     learned = []
     for number, each in enumerate((data, other)):
         each = patches.named(each)
-        common = {
-            "encoder": "tu-test_resnet",
-            "width": "slim",
-            "steps": 6,
-            "batch_size": 4,
-            "precision": "fp32",
-            "looks": 2,
-        }
-        first = study.pretraining(each, "noisy", seed=0, **common)
+        common = {"encoder": "tu-test_resnet", "width": "slim", "batch_size": 4, "precision": "fp32"}
+        first = study.pretraining(each, "noisy", seed=0, steps=6, looks=2, **common)
         result = study.execute(first, tmp_path / str(number))
         state, _ = weights.load(result.folder)
         learned.append((state, result.curve, result.counts))

@@ -8,6 +8,7 @@ import pickle
 import re
 import struct
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -138,6 +139,15 @@ def test_no_image_of_this_machine_makes_gdal_ask_a_server(server, secret, tmp_pa
     assert not server.log
     path.write_text(vrt(str(secret)))  # but a mosaic of files that are here may be read
     assert (sources.read_image(path)[0] == 7).all()
+
+
+def test_leaving_drivers_out_is_silent_and_leaves_every_format_of_pixels():
+    code = (
+        "import logging; logging.basicConfig(); from nbutils import guarded, vectors; import rasterio;"
+        "env = rasterio.Env().__enter__(); print(sorted({'HTTP', 'WMS', 'VRT', *guarded._PIXELS} & set(env.drivers())))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{sorted(['VRT', *guarded._PIXELS])}\n" and not done.stderr
 
 
 def test_no_image_of_a_server_makes_gdal_read_a_file_here_or_ask_another(server, secret):

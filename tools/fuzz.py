@@ -33,10 +33,10 @@ import psutil
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT_S = 30  # a sound file takes a fiftieth of a second; machines may be busy
+LIMIT_S = 60  # a sound file takes a fiftieth of a second; machines may be busy
 LIMIT_BYTES = 2 << 30  # beyond what a process has before it reads anything
 START = "spawn"  # nothing of the parent reaches the processes
-START_S = 300  # for a process to import what it needs
+START_S = 600  # for a process to import what it needs
 OURS = {"CardError", "DataMissing", "SourceError", "WeightsError", "StoreError", "StudyError"}
 REMEDY = re.compile(r"; |\n|allowed|known|expected|must|need|there are|get it|give|choose")
 MEMORY = {"MemoryError", "CPLE_OutOfMemoryError"}

@@ -34,7 +34,7 @@ from nbutils.files import Raster
 from nbutils.legend import VOID, Legend
 from nbutils.sheets import Sheet, workshop
 from nbutils.sources import trainable
-from nbutils.store import Run, StoreError
+from nbutils.store import Run, StoreError, described
 from nbutils.weights import WeightsError
 
 STRIDE_PX = 32  # side of a cell of an encoder's last stage, in pixels of the image
@@ -134,11 +134,8 @@ def load_model(folder: Path, dataset: Card | None = None) -> Model:
 
 
 def _read_run(path: Path) -> Run:
-    def run_of(fields: dict[str, Any]) -> Run:
-        return Run(**{**fields, "parent": run_of(fields["parent"]) if fields["parent"] else None})
-
     try:
-        return run_of(json.loads(path.read_text())["run"])
+        return described(json.loads(path.read_text())["run"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} cannot be read ({error}); give the folder of a whole run") from error
 

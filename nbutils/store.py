@@ -173,7 +173,7 @@ def recall(key: str, store: Path = RUNS) -> Run:
     """
     path = store / key / "run.json"
     try:
-        run = _described(json.loads(path.read_text())["run"])
+        run = described(json.loads(path.read_text())["run"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} cannot be read ({error}); give the key of a run that is stored there") from error
     if run.key != key:
@@ -181,8 +181,9 @@ def recall(key: str, store: Path = RUNS) -> Run:
     return run
 
 
-def _described(fields: Mapping[str, Any]) -> Run:
-    return Run(**{**fields, "parent": fields["parent"] and _described(fields["parent"])})
+def described(fields: Mapping[str, Any]) -> Run:
+    """Return the run that a record's fields describe; KeyError or TypeError where they describe none."""
+    return Run(**{**fields, "parent": fields["parent"] and described(fields["parent"])})
 
 
 def check_code(results: Iterable[Result]) -> None:

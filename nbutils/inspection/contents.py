@@ -14,10 +14,8 @@ from nbutils.inspection.looks import Look, Sample
 from nbutils.legend import VOID
 from nbutils.sources import Dataset
 
-MOST_LEVEL, LEAST_LEVEL = (
-    2.0,
-    0.1,
-)  # of values over the card's scale: snow and clouds pass 1, dark water stays below 0.1
+MOST_LEVEL = 2.0  # of values over the scale of the card; snow and clouds pass 1
+LEAST_LEVEL = 0.1  # dark water stays below, whole images do not
 SCALES = (1, 255, 1023, 4095, 10_000, 65_535)
 RARE = 0.001  # share of the labelled pixels
 MUCH_VOID = 0.5

@@ -1,6 +1,5 @@
 """Splits: ground or files that two of them share, and what is too little to train or to test on."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -11,6 +10,7 @@ import shapely
 from nbutils.cards import SPLITS
 from nbutils.inspection.finding import Finding, named, percent
 from nbutils.inspection.headers import Header
+from nbutils.remote import sha256_of
 from nbutils.sources import Dataset, Tile
 
 FEW_SCENES = 5
@@ -87,18 +87,13 @@ def _equal_files(tiles: Sequence[Tile]) -> Iterator[Finding]:
 
 def _equal(paths: Sequence[Path]) -> list[set[Path]]:
     """Groups of files with the same contents; only those of equal size are read."""
-    for name in (lambda path: path.stat().st_size, _digest):
+    for name in (lambda path: path.stat().st_size, sha256_of):
         groups = defaultdict(set)
         for path in paths:
             groups[name(path)].add(path)
         equal = [group for group in groups.values() if len(group) > 1]
         paths = [path for group in equal for path in sorted(group)]
     return equal
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _few_scenes(dataset: Dataset) -> Iterator[Finding]:

@@ -4,14 +4,10 @@ A raster goes to a scratch file first and is copied from there into a cloud-opti
 it has been read back.
 """
 
-import contextlib
-import fcntl
 import os
-import shutil
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -23,11 +19,10 @@ from odc.geo.geobox import GeoBox
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
+from nbutils import disk
 from nbutils import legend as legends
-from nbutils.files import GDAL_CACHE, alone
+from nbutils.files import GDAL_CACHE
 from nbutils.legend import VOID, Legend
-
-_SCRATCH = ".mapping-"
 
 
 class Sheet:
@@ -113,34 +108,10 @@ class Sheet:
 
 @contextmanager
 def workshop(parent: Path) -> Iterator[Path]:
-    """Keep GDAL frugal and make a folder for scratch files, gone afterwards.
-
-    Those that killed processes left behind are removed first. A lock tells them from those that are in use: it dies
-    with its holder.
-    """
-    parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held, warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
+    """Keep GDAL frugal and make a folder for scratch files, gone afterwards; see `disk.scratch_folder`."""
+    with disk.scratch_folder(parent) as folder, warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with alone(parent):  # else a folder that is not locked yet would pass for left behind
-            for old in parent.glob(f"{_SCRATCH}*"):
-                _remove_unless_locked(old)
-            folder = parent / f"{_SCRATCH}{uuid.uuid4().hex}"
-            folder.mkdir()
-            held.callback(shutil.rmtree, folder, ignore_errors=True)
-            held.enter_context(alone(folder))
         yield folder
-
-
-def _remove_unless_locked(folder: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):  # its owner has removed it meanwhile
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
-        except BlockingIOError:  # in use
-            pass
-        finally:
-            os.close(handle)
 
 
 @contextmanager

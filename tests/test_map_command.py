@@ -219,7 +219,7 @@ def test_a_command_that_is_ended_leaves_nothing(run, tmp_path):
     process = subprocess.Popen([*asked, "--margin", "32"], env=environment(), stderr=subprocess.PIPE, text=True)
     try:
         end = time.monotonic() + 300
-        while not list((tmp_path / "maps").glob(".mapping-*/blocks-*")):
+        while not list((tmp_path / "maps").glob(".writing-*/blocks-*")):
             assert process.poll() is None and time.monotonic() < end, process.communicate()
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)

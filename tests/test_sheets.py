@@ -84,7 +84,7 @@ def test_what_a_killed_process_leaves_goes_with_the_next_map(tmp_path):
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
-    assert [name.startswith(".mapping-") for name in left_in(folder)] == [True], "and no map"
+    assert [name.startswith(".writing-") for name in left_in(folder)] == [True], "and no map"
     with sheets.workshop(folder) as busy:
         (busy / "block").touch()
         mapped(path, folder)

@@ -2,10 +2,11 @@
 
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
@@ -21,7 +22,6 @@ from tqdm import tqdm
 from nbutils import (
     ROOT,
     arms,
-    checkpoint,
     disk,
     evaluation,
     networks,
@@ -82,12 +82,18 @@ def execute(run: Run, store: Path = RUNS) -> Result:
             licence="; ".join(dict.fromkeys(licences)),
         )
         keep(run, trained.state_dict(), card, store, tallies=tallies, curve=curve, seconds=seconds)
-    checkpoint.remove(_checkpoint(run, store))
+    _forget(run, store)
     return read(run, store)
 
 
 def _checkpoint(run: Run, store: Path) -> Path:
-    return store / f".{run.key}.checkpoint"
+    """Name a run's checkpoint; what a killed process left half written lies in the same folder, and goes with it."""
+    return store / f".{run.key}.training" / "checkpoint"
+
+
+def _forget(run: Run, store: Path) -> None:
+    """Remove what a run's training left for one that would go on with it."""
+    shutil.rmtree(_checkpoint(run, store).parent, ignore_errors=True)
 
 
 @contextmanager
@@ -97,7 +103,11 @@ def _saving(path: Path) -> Iterator[None]:
         with writing(path):
             yield
     except StoreError:
-        checkpoint._scratch(path).unlink(missing_ok=True)
+        for half in path.parent.glob("*"):
+            if half != path:
+                half.unlink(missing_ok=True)
+        with suppress(OSError):  # a checkpoint of before is still good
+            path.parent.rmdir()
         raise
 
 
@@ -148,6 +158,8 @@ def run_many(runs: Sequence[Run], *, workers: int = 2, store: Path = RUNS) -> li
     if any(not (store / run.key).is_dir() for run in runs):
         with alone(store):  # who else computes here, perhaps the same runs, is waited for
             _compute(runs, workers, store)
+    for run in _parents_first(runs):
+        _forget(run, store)  # of one that was killed after its result was stored
     return [read(run, store) for run in runs]
 
 

@@ -123,7 +123,7 @@ def test_a_torn_or_changed_file_is_seen(stores, name, how):
 
 def test_what_is_missing_left_or_locked_at_the_end_is_seen(stores):
     one, other, folder = stores
-    for left in (".writing-x", f".{folder.name}.checkpoint", "stray"):
+    for left in (".writing-x", f".{folder.name}.training", "stray"):
         (one / left).touch()
     shutil.rmtree(folder)
     handle = os.open(one, os.O_RDONLY)
@@ -134,7 +134,7 @@ def test_what_is_missing_left_or_locked_at_the_end_is_seen(stores):
         os.close(handle)
     assert seen == [
         f"{folder.name} is missing",
-        f".{folder.name}.checkpoint is left",
+        f".{folder.name}.training is left",
         ".writing-x is left",
         "stray is left",
         "the store is locked",

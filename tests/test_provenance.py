@@ -229,7 +229,7 @@ def test_a_checkpoint_that_cannot_be_written_is_named_and_half_of_it_is_taken_aw
     monkeypatch.setattr(checkpoint, "save_file", full)
     monkeypatch.setattr(training, "fit", partial(training.fit, save_every_s=0))
     run = study.pretraining(data, "noisy", **COMMON)
-    with pytest.raises(store.StoreError, match=f"{run.key}.checkpoint cannot be written .*No space left"):
+    with pytest.raises(store.StoreError, match=f"{run.key}.training/checkpoint cannot be written .*No space left"):
         study.execute(run, tmp_path / "runs")
     assert list((tmp_path / "runs").iterdir()) == []
 

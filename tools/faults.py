@@ -77,7 +77,7 @@ def damaged_checkpoints(make: Make, reference: Path, folder: Path, rng: np.rando
     for how in HOW:
         start, study = time.monotonic(), make(folder / f"checkpoint {how}")
         life = Life(study)
-        while not (saved := list(study.store.glob(".*.checkpoint"))) and life.process.poll() is None:
+        while not (saved := list(study.store.glob(".*.training/checkpoint"))) and life.process.poll() is None:
             time.sleep(0.01)
         life.process.kill()
         life.end()

@@ -254,7 +254,7 @@ def _killed(
         life.process.wait(moment)
     except subprocess.TimeoutExpired:
         pass
-    stored, saved = (len(list(study.store.glob(p))) for p in ("[0-9a-f]*", ".*.checkpoint"))
+    stored, saved = (len(list(study.store.glob(p))) for p in ("[0-9a-f]*", ".*.training/checkpoint"))
     if not (name := life.kill(rng)):
         life.end()
         return None

@@ -1,4 +1,4 @@
-"""What the README says in sentences, and the rows of the committed tables it can have said it of."""
+"""What README and findings say in sentences, and the rows of the committed tables it can have said it of."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NUMBER = r"(?:(?:more|fewer) than )?[+-]?\d+(?:\.\d+)?"
 STATEMENT = re.compile(rf"(?<![\w.,+-])({NUMBER})(?: (points|%|per cent))? \[({NUMBER}), ({NUMBER})\]")
 BRACKETS = re.compile(r"\[[^][()]*\d[^][()]*(?:,|\bto\b)[^][()]*\d[^][()]*\](?!\()")  # whatever may be an interval
-LINK = re.compile(r"\]\((figures[^)\s]*)\)")
+LINK = re.compile(r"\]\((?:\.\./)?(figures[^)\s]*)\)")
 ARMS = {"random": "random", "MoCo": "moco", "DINO": "dino", "VICRegL": "vicregl", "noisy map": "noisy",
         "exact map": "exact"}  # fmt: skip
 NAME = "|".join(ARMS)
@@ -53,9 +53,9 @@ class Row:
 
 
 def paragraphs(text: str) -> list[str]:
-    """Return the paragraphs of a README without its generated table and its code, each on one line."""
-    before, rest = text.split(readme.BEGIN)
-    told = re.sub(r"```.*?```|`[^`\n]*`", "", before + rest.split(readme.END)[1], flags=re.DOTALL)
+    """Return the paragraphs of a text without the README's generated table and without code, each on one line."""
+    generated = f"{re.escape(readme.BEGIN)}.*?{re.escape(readme.END)}"
+    told = re.sub(rf"{generated}|```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
     return [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", told)]
 
 

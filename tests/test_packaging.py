@@ -95,7 +95,8 @@ def test_links_of_the_documents_lead_to_files():
     """Figures may be missing altogether (nobody has run `make figures`), but not one of them."""
     made = (ROOT / "figures").is_dir()
     broken = []
-    for document in (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "data/README.md", ROOT / "nbutils/README.md"):
+    named = [ROOT / name for name in ("README.md", "CHANGELOG.md", "data/README.md", "nbutils/README.md")]
+    for document in (*named, *(ROOT / "docs").glob("*.md")):
         text = document.read_text()
         anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
         for target in re.findall(r"\]\(([^)\s]+)\)", text):

@@ -1,4 +1,4 @@
-"""The README's numbers are those of the committed figures."""
+"""The numbers of README and findings are those of the committed figures."""
 
 import re
 
@@ -10,7 +10,8 @@ import readme
 from nbutils import ROOT
 
 FOLDERS = sorted(path.parent for path in (ROOT / "figures").rglob("claims.csv"))
-PARAGRAPHS = prose.paragraphs((ROOT / "README.md").read_text(encoding="utf-8"))
+TEXTS = [ROOT / "README.md", ROOT / "docs/findings.md"]
+PARAGRAPHS = [each for path in TEXTS for each in prose.paragraphs(path.read_text(encoding="utf-8"))]
 STATEMENTS = [statement for paragraph in PARAGRAPHS for statement in prose.statements(paragraph)]
 
 

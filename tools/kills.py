@@ -279,13 +279,16 @@ def _failure(status: int | None, life: Life) -> str:
 def notebooks(place: Path, only: str) -> Study:
     """Some notebooks at the smoke profile, in a copy of this repository with its world and patches, and no runs."""
     if not place.exists():
-        for name in ("nbutils", "notebooks", "tools", "data/datasets"):
-            shutil.copytree(
-                ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb_checkpoints")
-            )
-        (place / "data/cache").mkdir(parents=True)
-        for name in ("city", "city_elsewhere", "patches"):
-            if (ROOT / "data/cache" / name).is_dir():
-                (place / "data/cache" / name).symlink_to(ROOT / "data/cache" / name)
+        copied(place)
     command = [sys.executable, "tools/study.py", "--profile", "smoke", "--only", only]
     return Study(command, place / "data/runs", place, {"kernel": "ipykernel_launcher"})
+
+
+def copied(place: Path) -> None:
+    """Copy to a new folder what notebooks need of this repository; worlds and patches are shared, runs are not."""
+    for name in ("nbutils", "notebooks", "tools", "data/datasets", "data/globe"):
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb_checkpoints"))
+    (place / "data/cache").mkdir(parents=True)
+    for name in ("city", "city_elsewhere", "patches"):
+        if (ROOT / "data/cache" / name).is_dir():
+            (place / "data/cache" / name).symlink_to(ROOT / "data/cache" / name)

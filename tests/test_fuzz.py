@@ -10,6 +10,7 @@ from pathlib import Path
 import fuzz
 import fuzz_damage
 import fuzz_formats
+import measured
 import numpy as np
 import pytest
 import study
@@ -224,9 +225,9 @@ def test_a_campaign_sees_every_kind_of_fault_and_goes_on(monkeypatch):
 
 def test_a_section_is_put_beside_those_of_others(tmp_path):
     path = tmp_path / "build/reliability.json"
-    fuzz.merge(path, "fuzz", {"rows": [1]})
+    measured.keep("fuzz", {"rows": [1]}, path)
     path.write_text(json.dumps({"other": {"rows": []}, "fuzz": {"rows": [1]}}))
-    fuzz.merge(path, "fuzz", {"rows": [2]})
+    measured.keep("fuzz", {"rows": [2]}, path)
     assert json.loads(path.read_text()) == {"other": {"rows": []}, "fuzz": {"rows": [2]}}
     assert [each.name for each in path.parent.iterdir()] == ["reliability.json"]
 

@@ -8,6 +8,7 @@ import sys
 import time
 
 import kills
+import measured
 import numpy as np
 import psutil
 import pytest
@@ -178,7 +179,7 @@ def test_the_committed_page_is_that_of_the_committed_rows():
 
 def test_a_report_keeps_sections_of_before_and_needs_some(tmp_path, monkeypatch):
     monkeypatch.setattr(reliability, "DOCS", tmp_path / "docs")
-    monkeypatch.setattr(reliability, "MEASURED", tmp_path / "measured.json")
+    monkeypatch.setattr(measured, "PATH", tmp_path / "measured.json")
     assert reliability.report() == 2
     for name in ("kills", "faults"):
         disk.write_json(tmp_path / "measured.json", {name: {"title": name, "text": "", "rows": [{"a": 1}]}})

@@ -9,7 +9,6 @@ behind, and, where the product keeps a checksum, another content than was writte
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import re
@@ -28,6 +27,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
 
+import measured
 import numpy as np
 import psutil
 from tqdm import tqdm
@@ -209,15 +209,6 @@ def section(found: Sequence[tuple[Case, Outcome]], forms: Sequence[str], seed: i
     return {"title": "Damaged and malicious files", "text": text, "rows": rows}
 
 
-def merge(path: Path, name: str, content: dict) -> None:
-    """Put a section into a report, beside those that others wrote; whole or not at all."""
-    from nbutils.disk import write_json
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sections = json.loads(path.read_text()) if path.is_file() else {}
-    write_json(path, sections | {name: content})
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run a campaign and report it; returns the exit status."""
     from fuzz_formats import FORMATS
@@ -227,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="another one damages otherwise (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="FORMAT", help="one format: " + ", ".join(FORMATS))
     parser.add_argument("--first", type=int, default=0, help="number of the first case of each format")
-    parser.add_argument("--report", type=Path, default=ROOT / "build/reliability.json", help="(default: %(default)s)")
+    parser.add_argument("--report", type=Path, default=measured.PATH, help="(default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.only and options.only not in FORMATS:
         parser.error(f"no format {options.only!r}; there are {', '.join(FORMATS)}")
@@ -242,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
             tqdm.write(told, file=sys.stdout)
             sys.stdout.flush()
     content = section(found, forms, options.seed)
-    merge(options.report, "fuzz", content)
+    measured.keep("fuzz", content, options.report)
     for form, *numbers in [list(content["rows"][0]), *(list(row.values()) for row in content["rows"])]:
         print(f"{form:24}" + "".join(f"{value!s:>11}" for value in numbers))
     return 1 if any(outcome.kind == "fault" for _, outcome in found) else 0

@@ -4,14 +4,12 @@
     python tools/reliability.py faults
     python tools/reliability.py report            # docs/reliability.json and .md, from build/reliability.json
 
-What is measured goes to `build/reliability.json`: sections by name, each a `title`, a `text` that says how it was done,
-and `rows` of the same columns; a row whose `survived` is not "yes" is a fault. Anyone may add a section. `report` takes
-the sections there are into `docs/reliability.json`, which keeps those of before, and writes the page from it.
+What is measured goes to `build/reliability.json` (`measured.py`); `fuzz.py` and `mutants.py` add sections of their own.
+`report` takes the sections there are into `docs/reliability.json`, which keeps those of before, and writes the page.
 Exit status: 0 all survived, 1 something did not, 2 there is nothing to report.
 """
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,12 +18,12 @@ from typing import Any
 
 import faults
 import kills
+import measured
 import numpy as np
 from tqdm import tqdm
 
 from nbutils import ROOT, disk, patches
 
-MEASURED = ROOT / "build" / "reliability.json"
 DOCS = ROOT / "docs"
 CARD = ROOT / "data" / "datasets" / "city.yaml"
 FOLDER = ROOT / "build" / "reliability"
@@ -88,10 +86,9 @@ def measure(section: str, title: str, text: str, rows: Iterable[Mapping[str, Any
     for row in rows:
         kept.append(dict(row))
         tqdm.write(f"{row['what']}, {row['injected']}: {row['survived']} ({row['seconds']:.0f} s)")
-        sections = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
-        disk.write_json(MEASURED, sections | {section: {"title": title, "text": text, "rows": kept}})
+        measured.keep(section, {"title": title, "text": text, "rows": kept})
     lost = [row for row in kept if row["survived"] != "yes"]
-    tqdm.write(f"{len(kept) - len(lost)} of {len(kept)} survived -> {MEASURED.relative_to(ROOT)}")
+    tqdm.write(f"{len(kept) - len(lost)} of {len(kept)} survived -> {measured.PATH.relative_to(ROOT)}")
     return 1 if lost else 0
 
 
@@ -130,13 +127,12 @@ def report() -> int:
     """Take what was measured into docs/ and write the page; return the exit status."""
     kept = DOCS / "reliability.json"
     DOCS.mkdir(exist_ok=True)
-    found = [json.loads(path.read_text()) for path in (kept, MEASURED) if path.exists()]
-    sections = {name: section for each in found for name, section in each.items()}
+    sections = measured.read(kept) | measured.read()
     if not sections:
-        print(f"nothing was measured: {MEASURED} is not there; run `kills` or `faults` first", file=sys.stderr)
+        print(f"nothing was measured: {measured.PATH} is not there; run `kills` or `faults` first", file=sys.stderr)
         return 2
     disk.write_json(kept, sections)
-    disk.write_text(DOCS / "reliability.md", render(json.loads(kept.read_text())))
+    disk.write_text(DOCS / "reliability.md", render(measured.read(kept)))
     return 0
 
 

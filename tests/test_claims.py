@@ -334,6 +334,9 @@ def test_two_terms_are_a_pair():
     assert dataclasses.replace(alone, p_signs=pair.p_signs) == pair
     interval = claims.paired_interval(a, b, level=0.9, margin=0.01)
     assert (pair.effect, pair.low, pair.high) == (interval.effect, interval.low, interval.high)
+    usual = {name: named[name] for name in ("id", "text", "world")}
+    plain, told = (claims.claim_of([(1, a), (-1, b)], **usual, **more) for more in ({}, {"margin": 0.0, "level": 0.95}))
+    assert dataclasses.replace(plain, p_signs=0) == dataclasses.replace(told, p_signs=0)
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(-0.1, 0.1))

@@ -32,7 +32,34 @@ def test_order_of_the_legends_the_study_stands_on():
     )
     assert legend.get("autogeo4").names == ("background", "tree", "building", "road")
     assert legend.get("dubai5").names == ("building", "land", "road", "vegetation", "water")
-    assert legend.get("worldcover11").codes[-3:] == (90, 95, 100)
+
+
+PUBLISHED = {  # by the documents of the products: ESA WorldCover product user manual, Esri / Impact Observatory class
+    # definitions, Dynamic World's band "label", DFC2020's simplified IGBP scheme, the City's 2017 land-cover raster
+    "worldcover11": {"tree cover": 10, "shrubland": 20, "grassland": 30, "cropland": 40, "built-up": 50,
+                     "bare or sparse": 60, "snow and ice": 70, "permanent water": 80, "herbaceous wetland": 90,
+                     "mangroves": 95, "moss and lichen": 100},
+    "esri9": {"water": 1, "trees": 2, "flooded vegetation": 4, "crops": 5, "built area": 7, "bare ground": 8,
+              "snow and ice": 9, "clouds": 10, "rangeland": 11},
+    "dw9": {"water": 0, "trees": 1, "grass": 2, "flooded vegetation": 3, "crops": 4, "shrub and scrub": 5, "built": 6,
+            "bare": 7, "snow and ice": 8},
+    "dfc8": {"forest": 1, "shrubland": 2, "grassland": 4, "wetland": 5, "cropland": 6, "urban": 7, "barren": 9,
+             "water": 10},
+    "nyc8": {"tree canopy": 1, "grass/shrub": 2, "bare soil": 3, "water": 4, "buildings": 5, "roads": 6,
+             "other impervious": 7, "railroads": 8},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_codes_are_those_that_the_product_is_published_with(name):
+    one, codes = legend.get(name), PUBLISHED[name]
+    assert dict(zip(one.names, one.codes, strict=True)) == codes
+    assert one.encode(np.array([list(codes.values())]))[0].tolist() == [one.names.index(each) for each in codes]
+
+
+def test_the_most_frequent_unknown_value_is_named_first():
+    with pytest.raises(ValueError, match=r"6 of 7 pixels.*: 3 x 3, 7 x 2, 5 x 1"):
+        legend.get("worldcover11").encode(np.array([[7, 3, 3, 5, 3, 7, 10]]))
 
 
 @given(st.data())

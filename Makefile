@@ -74,7 +74,7 @@ lint: .venv/.ready
 test: lint
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
-	    --nbval-cell-timeout=900 -n 2 --dist loadfile notebooks
+	    --nbval-cell-timeout=1800 -n 2 --dist loadfile notebooks
 
 fuzz: .venv/.ready
 	@$(BIN)/python tools/fuzz.py --cases '$(CASES)' --seed '$(SEED)'

@@ -279,20 +279,26 @@ class Task(_Strict):
 class Card(_Strict):
     """A data set card; see `data/README.md` for every key with an example."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^[\w.-]+$", description="a word that names the data set in tables")
     title: str = ""
-    licence: str
+    licence: str = Field(description='under what terms the data may be used, in words; "unknown" is one')
     attribution: str = ""
-    get: str
-    root: str
+    get: str = ""
+    root: str = Field(description="the folder of the files, absolute, with ~, or relative to this repository")
     gsd_m: float | None = Field(None, gt=0)
     world: World | None = None
     catalog: str | None = None
-    images: Images
-    exact: Masks
+    images: Images = Field(
+        description='where the images are, e.g. {glob: "*.tif", bands: [red, green, blue], scale: 255}'
+    )
+    exact: Masks = Field(
+        description='where masks drawn by people are, e.g. {glob: "*.png", coding: index, legend: nyc8}'
+    )
     noisy: Annotated[Inject | Lidar | NoisyMasks | Product | Vector, Field(discriminator="source")]
     crosswalk: dict[str, str | None] | None = None
-    split: Split
+    split: Split = Field(
+        description="whole scenes to test and to validate on, e.g. {test: [north], validation: [east]}"
+    )
     tasks: dict[str, Task] = {}
 
     @model_validator(mode="after")
@@ -342,7 +348,8 @@ class Card(_Strict):
     @property
     def about(self) -> str:
         """Title, how to get the data, and licence, in three lines."""
-        lines = [f"data set : {self.title or self.name}", f"get it   : {self.get}", f"licence  : {self.licence}"]
+        get = self.get or "the card does not say; correct its `root`, or add `get` for whoever comes next"
+        lines = [f"data set : {self.title or self.name}", f"get it   : {get}", f"licence  : {self.licence}"]
         return "\n".join([*lines, f"credit   : {self.attribution}"] if self.attribution else lines)
 
 
@@ -375,7 +382,8 @@ def _fault(error: dict[str, Any]) -> str:
         hint = f"did you mean {close[0]!r}? " if close else ""
         return f"{path}: no such key; {hint}allowed are {', '.join(allowed)}"
     if kind == "missing":
-        return f"{path}: missing"
+        field = _PARTS.get(loc[:-1], Card).model_fields.get(str(loc[-1]))
+        return f"{path}: missing; {field.description}" if field and field.description else f"{path}: missing"
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         came = given.get("from", "nothing") if isinstance(given, dict) else given
         return f"{path}.from: got {came!r}; allowed are {', '.join(_SOURCES)}"

@@ -1,6 +1,6 @@
 """What the study survives: kills, full disks, damaged files, two at once; measured here, told in docs/reliability.md.
 
-    python tools/reliability.py kills --kills 50  # an hour on two busy cores
+    python tools/reliability.py kills --kills 50  # an hour on two busy cores; --only goes on with one part
     python tools/reliability.py faults
     python tools/reliability.py report            # docs/reliability.json and .md, from build/reliability.json
 
@@ -47,8 +47,8 @@ training starts anew. A disk is full where files may not grow beyond a limit (fo
 is mounted (as root); a store is read-only by a mount as root, whom rights do not bind, else by its rights."""
 
 
-def run_kills(n: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Kill the small study and a notebook, so many times in all; yields rows."""
+def run_kills(n: int, seed: int, only: str = "") -> Iterator[dict[str, Any]]:
+    """Kill the small study and a notebook, so many times in all, or `only` one part of them; yields rows."""
     rng, small = np.random.default_rng(seed), partial(kills.small, fingerprint=fingerprint())
     make = {
         "two workers": lambda folder: small(folder / "runs"),
@@ -58,7 +58,7 @@ def run_kills(n: int, seed: int) -> Iterator[dict[str, Any]]:
     numbers = {part: int(share * n) for part, share in PARTS.items()}
     numbers["two workers"] += n - sum(numbers.values())
     for part, number in numbers.items():
-        if number:
+        if number and only in ("", part):
             reference = make[part](FOLDER / "kills" / part / "reference")
             about = {"kills": number, "span": kills.undisturbed(reference), "rng": rng}
             for row in kills.campaign(make[part], reference.store, FOLDER / "kills" / part, **about):
@@ -79,10 +79,14 @@ def fingerprint() -> str:
     return patches.cut(patches.open_dataset(CARD), size_px=32, max_patches=16).fingerprint
 
 
-def measure(section: str, title: str, text: str, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Collect rows, telling each, and put them into `build/reliability.json`; return the exit status."""
+def measure(section: str, title: str, text: str, rows: Iterable[Mapping[str, Any]], only: str = "") -> int:
+    """Collect rows, telling each, and put them into `build/reliability.json`; return the exit status.
+
+    With `only` the rows of other parts stay.
+    """
     shutil.rmtree(FOLDER / section, ignore_errors=True)
-    kept = []
+    before = measured.read().get(section, {"rows": []})["rows"] if only else []
+    kept = [row for row in before if not row["what"].startswith(f"{only}: ")]
     for row in rows:
         kept.append(dict(row))
         tqdm.write(f"{row['what']}, {row['injected']}: {row['survived']} ({row['seconds']:.0f} s)")
@@ -143,10 +147,12 @@ def main(arguments: list[str] | None = None) -> int:
     for verb in ("kills", "faults"):
         verbs.add_parser(verb).add_argument("--seed", type=int, default=0, help="of moments, victims and damage")
     verbs.choices["kills"].add_argument("--kills", type=int, default=50, help="in all (default: %(default)s)")
+    verbs.choices["kills"].add_argument("--only", default="", choices=("", *PARTS), help="its share of them")
     verbs.add_parser("report")
     options = parser.parse_args(arguments)
     if options.verb == "kills":
-        return measure("kills", "Kills", KILLS, run_kills(options.kills, options.seed))
+        rows = run_kills(options.kills, options.seed, options.only)
+        return measure("kills", "Kills", KILLS, rows, options.only)
     if options.verb == "faults":
         return measure("faults", "Faults", FAULTS, run_faults(options.seed))
     return report()

@@ -65,6 +65,28 @@ def write(tmp_path):
 # --- cards
 
 
+def test_files_of_other_names_are_paired_where_every_scene_has_one_of_each(card, write):
+    folder = Path(card["root"])
+    for scene in "abc":
+        for part, name in (("images", "photo"), ("masks", "truth")):
+            (folder / f"scene {scene}/{part}/part1.png").unlink()
+            (folder / f"scene {scene}/{part}/part0.png").rename(folder / f"scene {scene}/{part}/{name}.png")
+    tiles = sources.list_tiles(sources.load_card(write(card)))
+    assert [(tile.image.parts[-3:], tile.exact.parts[-3:]) for tile in tiles] == [
+        ((f"scene {s}", "images", "photo.png"), (f"scene {s}", "masks", "truth.png")) for s in "abc"
+    ]
+    (folder / "scene a/masks/another.png").write_bytes((folder / "scene a/masks/truth.png").read_bytes())
+    with pytest.raises(sources.CardError, match="4 file.s. have no image of the same scene and key.*set `key`"):
+        sources.list_tiles(sources.load_card(write(card)))
+
+
+def test_a_card_need_not_say_how_to_get_the_data_and_is_told_where_they_are_missed(card, write, tmp_path):
+    del card["get"]
+    assert len(sources.list_tiles(sources.load_card(write(card)))) == 6
+    with pytest.raises(sources.DataMissing, match="the card does not say; correct its `root`, or add `get`"):
+        sources.list_tiles(sources.load_card(write(card | {"root": str(tmp_path / "nowhere")})))
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "data/datasets").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_cards_are_valid_short_and_say_how_to_get_the_data(path):
     one = sources.load_card(path)
@@ -96,7 +118,8 @@ FAULTS = [
         ["r"],
         r"images\.bandz: no such key; did you mean 'bands'\? allowed are glob, asset, key, bands",
     ),
-    (("licence",), None, r"licence: missing"),
+    (("licence",), None, r"licence: missing; under what terms .*\"unknown\" is one"),
+    (("exact",), None, r"exact: missing; where masks drawn by people are, e\.g\. \{glob: "),
     (("licnce",), "x", r"licnce: no such key; did you mean 'licence'\?"),
     (("exact", "coding"), "color", r"exact\.coding: got 'color'; Input should be 'index', 'code' or 'colour'"),
     (

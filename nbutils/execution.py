@@ -16,6 +16,7 @@ import dask
 import numpy as np
 import torch
 from distributed import Client, LocalCluster, as_completed
+from threadpoolctl import threadpool_limits
 from torch import nn
 from tqdm import tqdm
 
@@ -331,11 +332,12 @@ def _task(run: Run, store: Path, parent: Result | None) -> Result:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread: sums of several come out in another order, and so in other bits."""
+    """Compute on one thread, linear algebra too: sums of several come out in another order, and so in other bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1):
+            yield
     finally:
         torch.set_num_threads(threads)
 

@@ -348,10 +348,11 @@ def probe_layers(
     }
 
     def build() -> dict[str, list]:
-        module, rng = encoder_of(result, data, encoder=encoder, seed=seed), np.random.default_rng(seed)
-        seen = data if result is None else prepared(result.folder, data)
-        judges = {split: seen.split(split) for split in ("test", "validation")}
-        counts = probing.probe_layers(module, seen.split("finetune"), judges, "exact", n_pixels=n_pixels, rng=rng)
+        with execution.one_thread():
+            module, rng = encoder_of(result, data, encoder=encoder, seed=seed), np.random.default_rng(seed)
+            seen = data if result is None else prepared(result.folder, data)
+            judges = {split: seen.split(split) for split in ("test", "validation")}
+            counts = probing.probe_layers(module, seen.split("finetune"), judges, "exact", n_pixels=n_pixels, rng=rng)
         # as lists, since JSON is stored with sorted keys
         return {split: [[layer, table.tolist()] for layer, table in each.items()] for split, each in counts.items()}
 

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import rates
+import torch
+from threadpoolctl import threadpool_limits
 from toy import toy_patches
 
 from nbutils import ROOT, evaluation, objectives, patches, store, study
@@ -76,6 +78,21 @@ def test_same_bits_with_one_worker_and_with_two(data, runs):
     for a, b in zip(one, two, strict=True):
         assert a.run == b.run and a.counts == b.counts and a.curve == b.curve
         assert (a.folder / "weights.safetensors").read_bytes() == (b.folder / "weights.safetensors").read_bytes()
+
+
+def test_same_bits_whatever_threads_the_process_has(data, tmp_path, monkeypatch):
+    probed, usual = [], torch.get_num_threads()
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(store, "MEASURED", tmp_path / f"measured{threads}")
+        torch.set_num_threads(threads)
+        with threadpool_limits(threads):
+            (result,) = study.run_many([_pretraining(data)], workers=1, store=tmp_path / f"runs{threads}")
+            found = study.probe_layers(result, data, encoder=COMMON["encoder"], n_pixels=200, seed=0)
+            assert torch.get_num_threads() == threads, "as before"
+        counts = {(split, layer): table.tolist() for split, each in found.items() for layer, table in each.items()}
+        probed.append((result.counts, result.curve, (result.folder / "weights.safetensors").read_bytes(), counts))
+    torch.set_num_threads(usual)
+    assert probed[0] == probed[1] == probed[2]
 
 
 def test_a_stored_run_is_read_not_computed(data, runs, monkeypatch):

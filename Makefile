@@ -9,7 +9,7 @@ CASES   ?= 2000
 SEED    ?= 0
 BIN     := .venv/bin
 
-.PHONY: help study figures test fuzz audit lab refresh site archives bench verify lint clean clean-data
+.PHONY: help study figures test coverage mutants fuzz audit lab refresh site archives bench verify lint clean clean-data
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,8 @@ help:
 	@echo "               options: PROFILE=evidence DATASET=path/to/card.yaml"
 	@echo "make figures   the evidence profile; writes figures/ (about five hours on two cores, resumable)"
 	@echo "make test      lint, unit tests, notebooks at a tiny size, stored notebook outputs"
+	@echo "make coverage  lines and branches of nbutils that the tests reach -> build/coverage (half an hour)"
+	@echo "make mutants   changes of the code that the tests notice -> build/reliability.json (an hour)"
 	@echo "make fuzz      2000 damaged files, options CASES=..., SEED=... -> build/reliability.json (nightly, 5-10 minutes)"
 	@echo "make audit     published vulnerabilities of the tested packages (needs the network)"
 	@echo "make lab       JupyterLab on the notebooks"
@@ -75,6 +77,15 @@ test: lint
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 	    --nbval-cell-timeout=1800 -n 2 --dist loadfile notebooks
+
+coverage: .venv/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks,test,dev]'
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered \
+	    --cov-report=html:build/coverage
+
+mutants: .venv/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks,test,dev]'
+	@$(BIN)/python tools/mutants.py
 
 fuzz: .venv/.ready
 	@$(BIN)/python tools/fuzz.py --cases '$(CASES)' --seed '$(SEED)'

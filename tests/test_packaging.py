@@ -70,7 +70,7 @@ def test_constraints_hold_a_version_of_every_package_within_its_bound():
         ("nbutils", ("export",)),
         ("benchmarks", ()),
         ("notebooks", ("notebooks",)),
-        ("tools", ("notebooks",)),
+        ("tools", ("notebooks", "test", "dev")),
         ("tests", TESTED_EXTRAS),
     ],
 )

@@ -13,6 +13,7 @@ of this repository, is forked for every mutant. Exit status: 0 done, 2 the tests
 import argparse
 import ast
 import contextlib
+import csv
 import os
 import shutil
 import signal
@@ -78,7 +79,10 @@ MUTANTS = """\
 Of each room some places were drawn, seed {seed}, and each was changed in one way by cosmic-ray: another operator,
 another number, a condition turned round, an exception not caught, a loop that never runs. Killed: a test of the room
 failed, or ran on without an end. These are the rooms that reckon; the others were not tried."""
-SURVIVORS = "Each survivor of the section above was looked at: what is said of it stands in `tests/survivors.csv`."
+SURVIVORS = """\
+What the tests did not notice, and what a look at it said (`tests/survivors.csv`): a change that cannot change a result,
+or one that should be noticed and is not yet."""
+LOOKED_AT = ROOT / "tests" / "survivors.csv"
 
 
 class Site(NamedTuple):
@@ -186,7 +190,7 @@ def try_room(room: str, copy: Path, each: int, seed: int) -> tuple[dict[str, Any
     finally:
         path.write_text(source)
     row = {"room": room, "tests": ", ".join(tests), "places": len(sites(source)), "mutants": tried,
-           "killed": tried - len(survivors), "survived by": len(survivors)}  # fmt: skip
+           "killed": tried - len(survivors), "left": len(survivors)}  # fmt: skip
     return row, survivors
 
 
@@ -195,6 +199,20 @@ def difference(source: str, changed: str) -> dict[str, str]:
     pairs = zip(source.splitlines(), changed.splitlines(), strict=False)
     was, became = next(((a, b) for a, b in pairs if a != b), ("", ""))
     return {"was": was.strip(), "became": became.strip()}
+
+
+def said_of(survivor: dict[str, Any]) -> str:
+    """What somebody who looked at a survivor wrote down; found again by its room and its change, whatever its line."""
+    with open(LOOKED_AT, newline="") as file:
+        for row in csv.DictReader(file):
+            if all(row[name] == survivor[name] for name in ("room", "was", "became")):
+                return row["said"]
+    return "not looked at"
+
+
+def summed(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last row of the table."""
+    return {"room": "all", "tests": ""} | {name: sum(row[name] for row in rows) for name in list(rows[0])[2:]}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -216,10 +234,10 @@ def main(arguments: list[str] | None = None) -> int:
                 print(error, file=sys.stderr)
                 return 2
             rows.append(row)
-            survivors += left
+            survivors += [each | {"said": said_of(each)} for each in left]
             print(row, *left, sep="\n  ", flush=True)
             text = MUTANTS.format(seed=options.seed)
-            measured.keep("mutants", {"title": "Mutants", "text": text, "rows": rows})
+            measured.keep("mutants", {"title": "Mutants", "text": text, "rows": [*rows, summed(rows)]})
             measured.keep("survivors", {"title": "Surviving mutants", "text": SURVIVORS, "rows": survivors})
     return 0
 

@@ -1,6 +1,5 @@
 """Execution: what a run describes is computed and stored, one at a time or many at once."""
 
-import logging
 import os
 import shutil
 import sys
@@ -12,17 +11,15 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-import dask
 import numpy as np
 import torch
-from distributed import Client, LocalCluster, as_completed
 from threadpoolctl import threadpool_limits
 from torch import nn
 from tqdm import tqdm
 
 from nbutils import (
-    ROOT,
     arms,
+    cluster,
     disk,
     evaluation,
     networks,
@@ -38,9 +35,6 @@ from nbutils.files import alone
 from nbutils.patches import PatchSet
 from nbutils.store import ENCODER, RUNS, Result, Run, StoreError, read, write, writing
 from nbutils.workers import check_script
-
-logging.getLogger("distributed").setLevel(logging.ERROR)  # workers slow to leave a busy machine are no news
-_STARTS = 3  # of the worker processes
 
 
 def execute(run: Run, store: Path = RUNS) -> Result:
@@ -144,7 +138,8 @@ def run_many(runs: Sequence[Run], *, workers: int = 2, store: Path = RUNS) -> li
 
     Args:
         runs: In any order; repeats are computed once.
-        workers: Processes of one thread each on a local Dask cluster; 1 computes here.
+        workers: Processes of one thread each on a local Dask cluster; 1 computes here. Where the environment variable
+            `cluster.SCHEDULER` names a running scheduler, its workers compute instead.
         store: Folder of the results.
 
     Returns:
@@ -152,7 +147,7 @@ def run_many(runs: Sequence[Run], *, workers: int = 2, store: Path = RUNS) -> li
 
     Raises:
         StoreError: A stored result cannot be read, or the store cannot be written.
-        RuntimeError: A script without a main guard asks for processes.
+        RuntimeError: A script without a main guard asks for processes, or the scheduler named cannot serve.
     """
     with writing(store):
         store.mkdir(parents=True, exist_ok=True)
@@ -171,9 +166,10 @@ def _compute(runs: Sequence[Run], workers: int, store: Path) -> None:
         return
     with writing(store), disk.scratch_folder(store):
         pass  # not after an hour of training
-    if workers > 1:
+    if workers > 1 and not cluster.joined():
         check_script()
-    finished = _on_cluster(missing, workers, store) if workers > 1 else (execute(run, store) for run in missing)
+    many = workers > 1 or cluster.joined()
+    finished = cluster.compute(_task, missing, workers, store) if many else (execute(run, store) for run in missing)
     start = time.perf_counter()
     for done, result in enumerate(tqdm(finished, total=len(missing), disable=not watched()), start=1):
         left = (time.perf_counter() - start) / done * (len(missing) - done)
@@ -294,35 +290,6 @@ def _parents_first(runs: Sequence[Run]) -> list[Run]:
     for run in runs:
         ordered.setdefault(run.key, run)
     return list(ordered.values())
-
-
-def _on_cluster(missing: Sequence[Run], workers: int, store: Path) -> Iterator[Result]:
-    """Compute runs on a local Dask cluster, yielding each as it finishes."""
-    settings = {
-        "temporary-directory": str(ROOT / "data" / "cache" / "dask"),
-        "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": 1,
-        # Dask has workers hand memory back at once, which makes every training step fault its pages in again.
-        "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**30,
-        "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**30,
-        "distributed.logging.distributed": "error",
-    }
-    with dask.config.set(settings), _started(min(workers, len(missing))) as cluster, Client(cluster) as client:
-        futures = {}
-        for run in missing:
-            after = futures.get(run.parent.key) if run.parent else None
-            futures[run.key] = client.submit(_task, run, store, after, key=run.key)
-        for future in as_completed(futures.values()):
-            yield future.result()
-
-
-def _started(workers: int) -> LocalCluster:
-    """Start worker processes; Dask replaces one that is killed, but not while it starts, so that is tried again."""
-    for left in reversed(range(_STARTS)):
-        try:
-            return LocalCluster(workers, threads_per_worker=1, dashboard_address=":0")
-        except RuntimeError:
-            if not left:
-                raise
 
 
 def _task(run: Run, store: Path, parent: Result | None) -> Result:

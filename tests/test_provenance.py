@@ -13,7 +13,7 @@ import pytest
 from safetensors import SafetensorError
 from toy import toy_patches
 
-from nbutils import ROOT, checkpoint, contrasts, disk, execution, legend, patches, provenance, store, study, training
+from nbutils import ROOT, checkpoint, contrasts, disk, legend, patches, provenance, store, study, training
 from nbutils.study import Cell
 
 COMMON = dict(encoder="tu-test_resnet", width="slim", steps=2, batch_size=4, precision="fp32", seed=0)
@@ -232,22 +232,3 @@ def test_a_checkpoint_that_cannot_be_written_is_named_and_half_of_it_is_taken_aw
     with pytest.raises(store.StoreError, match=f"{run.key}.training/checkpoint cannot be written .*No space left"):
         study.execute(run, tmp_path / "runs")
     assert list((tmp_path / "runs").iterdir()) == []
-
-
-@pytest.mark.parametrize(("failures", "starts"), [(0, 1), (2, 3), (3, 3)])
-def test_workers_that_die_while_they_start_are_started_again_thrice_at_most(failures, starts, monkeypatch):
-    asked = []
-
-    def cluster(workers, **settings):
-        asked.append(workers)
-        if len(asked) <= failures:
-            raise RuntimeError("Nanny failed to start.")
-        return "cluster"
-
-    monkeypatch.setattr(execution, "LocalCluster", cluster)
-    if failures == 3:
-        with pytest.raises(RuntimeError, match="Nanny"):
-            execution._started(2)
-    else:
-        assert execution._started(2) == "cluster"
-    assert asked == [2] * starts

@@ -287,7 +287,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="NN,NN", help="numbers of the notebooks to run (default: all)")
     parser.add_argument("--publish", type=Path, metavar="FOLDER", help="put figures and tables there when done")
     parser.add_argument("--publish-tables", type=Path, metavar="FOLDER", help="put the tables alone there when done")
+    parser.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="a running Dask scheduler whose workers train")
     options = parser.parse_args(arguments)
+    if options.scheduler:
+        os.environ["NOISY_MAPS_SCHEDULER"] = options.scheduler  # kernels inherit it; see nbutils/cluster.py
     logging.getLogger("papermill").setLevel(logging.WARNING)
     start = time.perf_counter()
     card = Path(options.dataset).expanduser()

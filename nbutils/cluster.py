@@ -1,0 +1,119 @@
+"""Cluster: tasks of runs go to worker processes of Dask, started on this machine or waiting at a scheduler elsewhere.
+
+Workers elsewhere work on the same files: this repository at the same code, its patches and the store of the results
+lie on a file system that all machines see under the same paths.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import dask
+from distributed import Client, LocalCluster, as_completed
+
+from nbutils import ROOT, disk, provenance
+from nbutils.store import Result, Run
+
+logging.getLogger("distributed").setLevel(logging.ERROR)  # workers slow to leave a busy machine are no news
+SCHEDULER = "NOISY_MAPS_SCHEDULER"  # environment variable: address of a running scheduler, such as tcp://10.0.0.1:8786
+ANSWER_S = 30  # a scheduler has for its first word, and its workers to be there
+_STARTS = 3  # of the worker processes
+
+
+def joined() -> str:
+    """Address of the scheduler that computes instead of this machine; empty where there is none."""
+    return os.environ.get(SCHEDULER, "")
+
+
+def compute(task: Callable, missing: Sequence[Run], workers: int, store: Path) -> Iterator[Result]:
+    """Compute runs on a cluster, each after its parent, yielding results as they come.
+
+    A run whose worker is lost goes to another one, from its last checkpoint.
+
+    Args:
+        task: Called on a worker with run, store, and the parent's result or None; pickled by name.
+        missing: Runs, parents first.
+        workers: Processes of a cluster on this machine; one elsewhere has its own.
+        store: Folder of the results.
+
+    Raises:
+        RuntimeError: No scheduler answers at the address of `SCHEDULER`, no worker waits there, or one of them has
+            other code or does not see the store.
+    """
+    with _client(min(workers, len(missing)), store) as client:
+        futures = {}
+        for run in missing:
+            after = futures.get(run.parent.key) if run.parent else None
+            futures[run.key] = client.submit(task, run, store, after, key=run.key)
+        for future in as_completed(futures.values()):
+            yield future.result()
+
+
+@contextmanager
+def _client(workers: int, store: Path) -> Iterator[Client]:
+    settings = {
+        "temporary-directory": str(ROOT / "data" / "cache" / "dask"),
+        "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": 1,
+        # Dask has workers hand memory back at once, which makes every training step fault its pages in again.
+        "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**30,
+        "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**30,
+        "distributed.logging.distributed": "error",
+    }
+    with dask.config.set(settings):
+        if joined():
+            with _elsewhere(joined(), store) as client:
+                yield client
+        else:
+            with _started(workers) as cluster, Client(cluster) as client:
+                yield client
+
+
+def _started(workers: int) -> LocalCluster:
+    """Start worker processes; Dask replaces one that is killed, but not while it starts, so that is tried again."""
+    for left in reversed(range(_STARTS)):
+        try:
+            return LocalCluster(workers, threads_per_worker=1, dashboard_address=":0")
+        except RuntimeError:
+            if not left:
+                raise
+
+
+@contextmanager
+def _elsewhere(address: str, store: Path) -> Iterator[Client]:
+    """Connect to a running scheduler whose workers can do what is asked."""
+    try:
+        client = Client(address, timeout=ANSWER_S)
+    except (OSError, ValueError) as error:  # among them TimeoutError
+        raise RuntimeError(
+            f"{SCHEDULER} is {address!r}, and no Dask scheduler answers there ({error}); start one with "
+            "`dask scheduler`, correct the address, or unset the variable to compute on this machine"
+        ) from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=ANSWER_S)
+        except TimeoutError:
+            told = (
+                f"no worker came to {address} within {ANSWER_S} s; start some with `dask worker {address} --nthreads 1`"
+            )
+            raise RuntimeError(told) from None
+        with disk.scratch_folder(store) as scratch:
+            (mark := scratch / "seen").touch()
+            for worker, (code, seen) in client.run(_sight, mark).items():
+                if code != _code():
+                    raise RuntimeError(
+                        f"worker {worker} has other code of the study; give all machines the same commit"
+                    )
+                if not seen:
+                    raise RuntimeError(f"worker {worker} does not see {store}; it must be on a shared file system")
+        yield client
+
+
+def _sight(mark: Path) -> tuple[str, bool]:
+    """What a worker has: the digest of its code, and whether it sees a file of the store."""
+    return _code(), mark.exists()
+
+
+def _code() -> str:
+    return provenance.digest_of(provenance.environment()["code"])

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import study as run_notebooks
 from toy import toy_patches
 
 from nbutils import ROOT, cluster, execution, patches, study
@@ -84,6 +85,12 @@ def test_a_worker_lost_in_mid_run_loses_nothing_and_changes_no_bit(data, running
     for a, b in zip(elsewhere, here, strict=True):
         assert (a.run, a.counts, a.curve) == (b.run, b.counts, b.curve)
         assert (a.folder / "weights.safetensors").read_bytes() == (b.folder / "weights.safetensors").read_bytes()
+
+
+def test_the_study_hands_its_scheduler_on_to_the_kernels(monkeypatch):
+    monkeypatch.setenv(cluster.SCHEDULER, "")  # to be put back
+    assert run_notebooks.main(["--scheduler", "tcp://10.0.0.1:8786", "--profile", "there is none"]) == 2
+    assert cluster.joined() == "tcp://10.0.0.1:8786"
 
 
 def test_a_scheduler_that_does_not_answer_is_named(data, tmp_path, monkeypatch):

@@ -95,6 +95,7 @@ def foreseen(forecasts: Sequence[Forecast], hits: pd.DataFrame) -> Statement:
     numbers = [f"gain over {f.rival} {100 * f.gain:+.1f} points, probability {f.probability:.0%}" for f in forecasts]
     row = hits.loc["all"]
     record = f"so far {row.right:.0f} of {row.told:.0f} answers were right, of {row.cases:.0f} forecasts"
+    record += f", where always saying ahead would have been right {row.always * row.cases:.0f} times"
     return Statement("What did the short probe foresee?", "; ".join(answers), "; ".join([*numbers, record]))
 
 

@@ -129,11 +129,12 @@ def test_how_many_more_patches_would_do(equals, ends, answer):
 
 
 def test_a_forecast_is_told_with_its_record():
-    hits = pd.DataFrame({"cases": [20], "told": [12], "right": [11]}, index=["all"])
+    hits = pd.DataFrame({"cases": [20], "told": [12], "right": [11], "always": [0.7]}, index=["all"])
     forecasts = [Forecast("random", 0.05, 0.93, "ahead"), Forecast("moco", -0.01, 0.4, "cannot tell")]
     said = verdict.foreseen(forecasts, hits)
     assert said.answer == "the map will be ahead of random; against moco it cannot be told"
-    assert said.evidence.endswith("so far 11 of 12 answers were right, of 20 forecasts")
+    record = "so far 11 of 12 answers were right, of 20 forecasts, where always saying ahead would have been right 14 "
+    assert said.evidence.endswith(record + "times")
 
 
 def test_the_page_holds_all_it_needs_and_escapes_what_it_is_given(tmp_path):

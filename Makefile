@@ -17,7 +17,7 @@ help:
 	@echo "               options: PROFILE=evidence DATASET=path/to/card.yaml"
 	@echo "make figures   the evidence profile; writes figures/ (about five hours on two cores, resumable)"
 	@echo "make test      lint, unit tests, notebooks at a tiny size, stored notebook outputs"
-	@echo "make coverage  lines and branches of nbutils that the tests reach -> build/coverage (half an hour)"
+	@echo "make coverage  lines and branches of nbutils that the unit tests reach -> build/coverage (half an hour)"
 	@echo "make mutants   changes of the code that the tests notice -> build/reliability.json (an hour)"
 	@echo "make fuzz      2000 damaged files, options CASES=..., SEED=... -> build/reliability.json (nightly, 5-10 minutes)"
 	@echo "make audit     published vulnerabilities of the tested packages (needs the network)"
@@ -80,8 +80,9 @@ test: lint
 
 coverage: .venv/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks,test,dev]'
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered \
-	    --cov-report=html:build/coverage
+	$(BIN)/python -m pytest tests -m 'not notebook' -n 2 --dist loadfile --no-loadscope-reorder \
+	    --cov --cov-report=html:build/coverage --cov-report=json:build/coverage.json
+	@$(BIN)/python tools/reliability.py coverage
 
 mutants: .venv/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks,test,dev]'

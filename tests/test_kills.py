@@ -186,3 +186,13 @@ def test_a_report_keeps_sections_of_before_and_needs_some(tmp_path, monkeypatch)
         assert reliability.report() == 0
     assert set(json.loads((tmp_path / "docs/reliability.json").read_text())) == {"kills", "faults"}
     assert "## faults" in (tmp_path / "docs/reliability.md").read_text()
+
+
+def test_rooms_that_tests_reach_too_little_are_told_beside_the_sum():
+    part = lambda lines, reached: {  # noqa: E731
+        "num_statements": lines, "covered_lines": reached, "num_branches": 2, "covered_branches": 2,
+        "percent_covered": 100 * (reached + 2) / (lines + 2)}  # fmt: skip
+    files = {"nbutils/disk.py": {"summary": part(98, 98)}, "nbutils/noise/pixels.py": {"summary": part(98, 88)}}
+    rows = list(reliability.covered({"files": files, "totals": part(198, 188)}))
+    assert [(row["room"], row["reached"], row["per cent"]) for row in rows] == [
+        ("noise.pixels", 88, 90.0), ("all", 188, 95.0)]  # fmt: skip

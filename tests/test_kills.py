@@ -175,6 +175,7 @@ def test_the_committed_page_is_that_of_the_committed_rows():
     sections = json.loads((ROOT / "docs/reliability.json").read_text())
     assert (ROOT / "docs/reliability.md").read_text() == reliability.render(sections)
     assert sections and all(section["rows"] for section in sections.values())
+    assert sum(row["injected"].startswith("SIGKILL") for row in sections["kills"]["rows"]) >= 50
 
 
 def test_a_report_keeps_sections_of_before_and_needs_some(tmp_path, monkeypatch):

@@ -321,8 +321,13 @@ def _split_scenes(card: Card, scenes: Sequence[str]) -> dict[str, set[str]]:
     return chosen
 
 
-def _named_like(images: dict, masks: dict) -> dict:
-    """Give masks the keys of their images where names have nothing in common but every scene has one file of each."""
+def _named_like(card: Card, images: dict, masks: dict, files: object) -> dict:
+    """Give masks the keys of their images where names have nothing in common but every scene has one file of each.
+
+    Where the card asks for a `key` it stays as it is.
+    """
+    if card.images.key or getattr(files, "key", None):
+        return masks
     of_scene, scenes = {key[0]: key for key in images}, [key[0] for key in masks]
     alone = len(of_scene) == len(images) and len(set(scenes)) == len(scenes)
     if None in of_scene or not alone or masks.keys() & images.keys() or not set(scenes) <= set(of_scene):
@@ -349,7 +354,7 @@ def _further_dates(card: Card, images: dict, needed: Sequence[_Key], find: Calla
     found = []
     for name in card.images.dates:
         files = card.images.model_copy(update={"asset" if card.catalog else "glob": name})
-        found.append(_named_like(images, find(card, files, part := f"images.dates {name!r}")))
+        found.append(_named_like(card, images, find(card, files, part := f"images.dates {name!r}"), files))
         _check_pairs(card, part, images, found[-1], needed)
     return {key: tuple(date[key][1] for date in found) for key in needed}
 
@@ -367,8 +372,8 @@ def list_tiles(card: Card) -> tuple[Tile, ...]:
         raise DataMissing(f"the data are not here: {missing} is missing\n{card.about}")
     find = _catalogued if card.catalog else _globbed
     images = find(card, card.images, "images")
-    exact = _named_like(images, find(card, card.exact, "exact"))
-    noisy = _named_like(images, _noisy_files(card, images, find))
+    exact = _named_like(card, images, find(card, card.exact, "exact"), card.exact)
+    noisy = _named_like(card, images, _noisy_files(card, images, find), card.noisy)
     splits = _split_scenes(card, sorted({scene for scene, _ in images.values()}))
     within = {key: tuple(s for s in SPLITS if scene in splits[s]) for key, (scene, _) in images.items()}
     inject = isinstance(card.noisy, Inject)

@@ -31,8 +31,9 @@ CARD = ROOT / "data" / "datasets" / "city.yaml"
 FOLDER = ROOT / "build" / "reliability"
 NOTEBOOK = "06"
 
+# columns in this order, others behind them by name
 FIRST = ("what", "injected", "survived", "seconds", "format", "cases", "room", "tests", "places", "mutants", "killed",
-         "line", "was", "became", "lines", "reached", "branches", "taken")  # columns; others follow by name  # fmt: skip
+         "line", "was", "became", "lines", "reached", "branches", "taken")  # fmt: skip
 PARTS = {"two workers": 0.3, "one process": 0.6, "notebooks": 0.1}  # shares of the kills
 
 KILLS = f"""\

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import dask
@@ -39,9 +40,11 @@ def compute(task: Callable, missing: Sequence[Run], workers: int, store: Path) -
         store: Folder of the results.
 
     Raises:
-        RuntimeError: No scheduler answers at the address of `SCHEDULER`, no worker waits there, or one of them has
-            other code or does not see the store.
+        RuntimeError: No scheduler answers at the address of `SCHEDULER`, no worker waits there, or one of them, then
+            or later, has other code or does not see the store.
     """
+    if joined():
+        task = partial(_checked, task, _code())
     with _client(min(workers, len(missing)), store) as client:
         futures = {}
         for run in missing:
@@ -108,6 +111,15 @@ def _elsewhere(address: str, store: Path) -> Iterator[Client]:
                 if not seen:
                     raise RuntimeError(f"worker {worker} does not see {store}; it must be on a shared file system")
         yield client
+
+
+def _checked(task: Callable, code: str, run: Run, store: Path, parent: Result | None) -> Result:
+    """Run a task on a worker that may have come after the others were asked; its result would bear a wrong code."""
+    if _code() != code:
+        raise RuntimeError("a worker that came later has other code of the study; give all machines the same commit")
+    if not store.is_dir():
+        raise RuntimeError(f"a worker that came later does not see {store}; it must be on a shared file system")
+    return task(run, store, parent)
 
 
 def _sight(mark: Path) -> tuple[str, bool]:

@@ -155,7 +155,8 @@ def run_many(runs: Sequence[Run], *, workers: int = 2, store: Path = RUNS) -> li
         with alone(store):  # who else computes here, perhaps the same runs, is waited for
             _compute(runs, workers, store)
     for run in _parents_first(runs):
-        _forget(run, store)  # of one that was killed after its result was stored
+        if (store / run.key).is_dir():
+            _forget(run, store)  # of one that was killed after its result was stored
     return [read(run, store) for run in runs]
 
 
@@ -166,10 +167,13 @@ def _compute(runs: Sequence[Run], workers: int, store: Path) -> None:
         return
     with writing(store), disk.scratch_folder(store):
         pass  # not after an hour of training
-    if workers > 1 and not cluster.joined():
+    elsewhere = cluster.joined()
+    if workers > 1 and not elsewhere:
         check_script()
-    many = workers > 1 or cluster.joined()
-    finished = cluster.compute(_task, missing, workers, store) if many else (execute(run, store) for run in missing)
+    if workers > 1 or elsewhere:
+        finished = cluster.compute(_task, missing, workers, store)
+    else:
+        finished = (execute(run, store) for run in missing)
     start = time.perf_counter()
     for done, result in enumerate(tqdm(finished, total=len(missing), disable=not watched()), start=1):
         left = (time.perf_counter() - start) / done * (len(missing) - done)

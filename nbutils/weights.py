@@ -24,6 +24,8 @@ import torchvision
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from nbutils import guarded
+
 TARGETS = ("smp", "timm", "torchvision", "torchgeo")
 MAX_GSD_RATIO = 2.0  # beyond it objects have another size in pixels than the filters were trained on
 _TORCHGEO = ("resnet18", "resnet50", "resnet152")
@@ -160,7 +162,7 @@ def load(folder: Path, images: Images | None = None) -> tuple[dict[str, Tensor],
             if _card((file.metadata() or {}).get("card", "null")) != card:
                 raise ValueError("its header holds another card than card.json")
     except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
-        told = str(error)[:500]  # a damaged card may hold a text of any length
+        told = guarded.shortened(str(error))  # a damaged card may hold a text of any length
         raise WeightsError(f"{path}: cannot be read ({told}); delete the folder and redo the run or export") from error
     if images is not None:
         try:
@@ -355,7 +357,7 @@ def _read_card(path: Path) -> tuple[WeightCard, str]:
         digest = fields.pop(_DIGEST)
         return _card(json.dumps(fields)), digest
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        told = str(error)[:500]  # a damaged card may hold a text of any length
+        told = guarded.shortened(str(error))  # a damaged card may hold a text of any length
         raise WeightsError(f"{path}: cannot be read ({told}); delete the folder and redo the run or export") from error
 
 

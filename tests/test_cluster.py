@@ -87,6 +87,15 @@ def test_a_worker_lost_in_mid_run_loses_nothing_and_changes_no_bit(data, running
         assert (a.folder / "weights.safetensors").read_bytes() == (b.folder / "weights.safetensors").read_bytes()
 
 
+def test_a_worker_that_comes_later_is_asked_with_every_run(data, tmp_path):
+    run, task = study.pretraining(data, "noisy", seed=0, **HOW), lambda run, store, parent: "done"
+    assert cluster._checked(task, cluster._code(), run, tmp_path, None) == "done"
+    with pytest.raises(RuntimeError, match="has other code"):
+        cluster._checked(task, "another", run, tmp_path, None)
+    with pytest.raises(RuntimeError, match="does not see .*nowhere"):
+        cluster._checked(task, cluster._code(), run, tmp_path / "nowhere", None)
+
+
 def test_the_study_hands_its_scheduler_on_to_the_kernels(monkeypatch):
     monkeypatch.setenv(cluster.SCHEDULER, "")  # to be put back
     assert run_notebooks.main(["--scheduler", "tcp://10.0.0.1:8786", "--profile", "there is none"]) == 2

@@ -286,9 +286,9 @@ def notebooks(place: Path, only: str) -> Study:
 
 def copied(place: Path) -> None:
     """Copy to a new folder what notebooks need of this repository; worlds and patches are shared, runs are not."""
-    local = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "runs", "cache", "archives")
-    for name in ("nbutils", "notebooks", "tools", "data"):
-        shutil.copytree(ROOT / name, place / name, ignore=local)
+    for name in ("nbutils", "notebooks", "tools", "data/datasets", "data/globe"):
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    shutil.copy(ROOT / "data/preflight.csv", place / "data")
     (place / "data/cache").mkdir()
     for name in ("city", "city_elsewhere", "patches"):
         if (ROOT / "data/cache" / name).is_dir():

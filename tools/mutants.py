@@ -12,7 +12,6 @@ of this repository, is forked for every mutant. Exit status: 0 done, 2 the tests
 
 import argparse
 import ast
-import contextlib
 import csv
 import os
 import shutil
@@ -97,13 +96,14 @@ def sites(source: str) -> list[Site]:
     """Find all places of a module that can be changed, in order."""
     nodes, annotated, found = list(ast_nodes(get_ast(source))), annotations(source), {}
     for name in sorted(plugins.operator_names()):
-        with contextlib.suppress(TypeError):  # of those that want settings
-            operator, occurrence = plugins.get_operator(name)(), 0
-            for node in nodes:
-                for (line, column), _ in operator.mutation_positions(node):
-                    if not any(first <= (line, column) < last for first, last in annotated):
-                        found.setdefault((line, column), []).append((name, occurrence))
-                    occurrence += 1
+        if plugins.get_operator(name).arguments():
+            continue  # it wants to be told names of variables
+        operator, occurrence = plugins.get_operator(name)(), 0
+        for node in nodes:
+            for (line, column), _ in operator.mutation_positions(node):
+                if not any(first <= (line, column) < last for first, last in annotated):
+                    found.setdefault((line, column), []).append((name, occurrence))
+                occurrence += 1
     return [Site(*place, tuple(ways)) for place, ways in sorted(found.items())]
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,11 @@ from nbconvert.preprocessors import ClearOutputPreprocessor
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from selenium import webdriver
-from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    StaleElementReferenceException,
+    TimeoutException,
+)
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -52,7 +57,14 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[str]:
+def runtime() -> Iterator[Path]:
+    """Where kernels put their sockets, whose paths have at most 103 characters: too few for pytest's folders."""
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, runtime) -> Iterator[str]:
     """The address of a JupyterLab on a copy of the notebooks at the smoke profile, with nothing trained yet."""
     place = tmp_path_factory.mktemp("lab") / "copy"
     kills.copied(place)
@@ -67,7 +79,7 @@ def lab(tmp_path_factory) -> Iterator[str]:
         settings = place / f"settings/@jupyterlab/{name}.jupyterlab-settings"
         settings.parent.mkdir(parents=True)
         settings.write_text(json.dumps(values))
-    env = {"JUPYTERLAB_SETTINGS_DIR": place / "settings", "JUPYTER_RUNTIME_DIR": place / "runtime", "PYTHONPATH": place,
+    env = {"JUPYTERLAB_SETTINGS_DIR": place / "settings", "JUPYTER_RUNTIME_DIR": runtime, "PYTHONPATH": place,
            "JUPYTER_CONFIG_DIR": place / "config", "OMP_NUM_THREADS": "1"}  # fmt: skip
     options = (
         "--no-browser",
@@ -83,7 +95,7 @@ def lab(tmp_path_factory) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        yield _address(place / "runtime", server)
+        yield _address(runtime, server)
     finally:
         family = psutil.Process(server.pid).children(recursive=True)
         server.terminate()
@@ -151,9 +163,13 @@ def run_all(browser: webdriver.Chrome, lab: str, name: str) -> list[dict]:
 def _click(browser: webdriver.Chrome, selector: str, which: int = 0) -> None:
     """Click on an element, again if it was replaced or covered just then."""
     moving = [StaleElementReferenceException, ElementClickInterceptedException]
-    WebDriverWait(browser, START_S, ignored_exceptions=moving).until(
-        lambda b: b.find_elements(By.CSS_SELECTOR, selector)[which].click() is None
-    )
+    try:
+        WebDriverWait(browser, START_S, ignored_exceptions=moving).until(
+            lambda b: b.find_elements(By.CSS_SELECTOR, selector)[which].click() is None
+        )
+    except TimeoutException:
+        dialogs = [each.text for each in browser.find_elements(By.CSS_SELECTOR, ".jp-Dialog")]
+        pytest.fail(f"{selector} cannot be clicked; dialogs in the way: {dialogs}")
 
 
 def keep(browser: webdriver.Chrome, i: int, name: str) -> None:

@@ -1,12 +1,15 @@
 """The pre-flight forecast: what a gain is taken to mean, how its hits are counted, and the probe itself."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toy import toy_patches
 
-from nbutils import preflight
+from nbutils import patches, preflight, study
 from nbutils.preflight import AHEAD, BEHIND, OPEN
 
 
@@ -96,3 +99,55 @@ def test_known_cases_can_be_forecast_from_others(by):
     rates = preflight.hit_rates(judged)
     assert rates.loc["all", "cases"] == len(known_cases) and rates.loc["all", "right"] == judged.right.sum()
     assert judged.right.isna().equals(judged.answer == OPEN)
+
+
+DATA = toy_patches()  # 20 patches for pretraining
+RECIPE = dict(encoder="tu-test_resnet", width="slim", precision="fp32")
+
+
+@pytest.fixture
+def short(monkeypatch, tmp_path):
+    """A probe of three steps in a store and a cache of its own, and nothing remembered from other tests."""
+    monkeypatch.setattr(patches, "CACHE", tmp_path / "patches")
+    patches.store(DATA)
+    monkeypatch.setattr("nbutils.store.MEASURED", tmp_path / "measured")
+    monkeypatch.setattr(study, "run_many", partial(study.run_many, store=tmp_path / "runs"))
+    for name, value in {"STEPS": 3, "BATCH": 4, "PATCHES": 8, "PIXELS": 80}.items():
+        monkeypatch.setattr(preflight, name, value)
+
+
+def test_short_runs_are_one_per_seed_on_few_patches_of_equal_passes():
+    noisy, moco = (preflight.short_runs(DATA, arm, **RECIPE) for arm in ("noisy", "moco"))
+    assert [run.seed for run in noisy] == [run.seed for run in moco] == list(preflight.SEEDS)
+    assert {run.budget for run in noisy + moco} == {20}  # all there are, fewer than the probe takes elsewhere
+    assert {run.image_passes for run in noisy + moco} == {preflight.STEPS * preflight.BATCH}
+    assert len({run.key for run in noisy + moco}) == 4
+
+
+def counted(right: int, wrong: int) -> np.ndarray:
+    """Counts of two scenes where one of two classes is there alone; its IoU over both is right / (right + wrong)."""
+    return np.array([[[right, 0], [0, 0]], [[0, wrong], [0, 0]]])
+
+
+def test_a_score_is_of_the_layer_best_over_seeds_on_validation_scenes(monkeypatch):
+    told = {
+        0: {"a": counted(9, 1), "b": counted(6, 4)},
+        1: {"a": counted(1, 9), "b": counted(6, 4)},
+    }  # IoU of a: 0.9, 0.1
+    perfect = {"a": counted(1, 0), "b": counted(1, 0)}
+    monkeypatch.setattr(study, "probe_layers", lambda *_, seed, **__: {"validation": told[seed], "test": perfect})
+    assert preflight.score(DATA, [None, None], encoder="any") == pytest.approx(0.6)
+
+
+def test_gains_are_leads_over_every_rival_and_the_same_again(short):
+    found = preflight.gains(DATA, workers=1, **RECIPE)
+    assert list(found) == ["random", "moco"] and all(-1 <= gain <= 1 for gain in found.values())
+    score = {
+        arm: preflight.score(
+            DATA, study.run_many(preflight.short_runs(DATA, arm, **RECIPE), workers=1), encoder=RECIPE["encoder"]
+        )
+        for arm in ("noisy", "moco")
+    }
+    chance = preflight.score(DATA, [None, None], encoder=RECIPE["encoder"])
+    assert found == {"random": score["noisy"] - chance, "moco": score["noisy"] - score["moco"]}
+    assert found == preflight.gains(DATA, workers=1, **RECIPE)

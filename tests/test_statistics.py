@@ -226,6 +226,9 @@ def test_bootstrap_refuses():
         stats.paired_bootstrap(a, a[:, :2], rng=rng)
     with pytest.raises(ValueError, match="seeds, scenes, K, K"):
         stats.mean_interval(a[0], rng=rng)
+    for wrong in (a[:0], a[..., :-1]):  # no seed; not square
+        with pytest.raises(ValueError, match="seeds, scenes, K, K"):
+            stats.mean_interval(wrong, rng=rng)
     with pytest.raises(ValueError, match="level is a fraction"):
         stats.mean_interval(a, rng=rng, level=95)
 
@@ -272,6 +275,14 @@ def test_share_of_gain_is_the_ratio_of_the_differences():
     assert share.mean == pytest.approx((scores[0] - scores[1]) / (scores[2] - scores[1]))
     assert share.low < share.mean < share.high < 1
     assert stats.share_of_gain(full, none, full, rng=rng)[:2] == pytest.approx((1, 1))
+
+
+def test_scenes_that_are_not_paired_are_named():
+    counts = np.ones((3, 5, 2, 2))
+    other = counts.copy()
+    other[1, 4, 0] += 1
+    with pytest.raises(ValueError, match=r"scene\(s\) \[4\] differ"):
+        stats.check_paired(counts, other)
 
 
 def test_a_share_of_no_gain_is_not_a_number():

@@ -1,11 +1,14 @@
 """Tasks: other classes, other ground, broken labels - from the same patches for pretraining."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from toy import toy_patches
 
 from nbutils import cards, legend, noise, patches, sources, study, tasks
@@ -73,6 +76,64 @@ def test_a_task_that_cannot_be_meant_is_refused_with_the_card(task, message):
 def test_the_own_task_cannot_be_named_anew():
     with pytest.raises(ValueError, match="choose another name"):
         a_card(tasks={"own": {"legend": "autogeo4"}})
+
+
+LAND_COVER = {"coding": "index", "legend": "nyc8"}
+
+
+def a_folder(root: Path, seed: int, **tasks) -> sources.Dataset:
+    """A data set of a picture in each of four scenes, with exact masks of two kinds: half of them the other's."""
+    rng = np.random.default_rng(seed)
+    for scene in "abcd":
+        mask = np.kron(rng.integers(0, 4, (2, 3)), np.ones((32, 32))).astype(np.uint8)
+        mask[:32, :32] = VOID
+        for kind, pixels in {
+            "images": rng.integers(0, 255, (64, 96, 3), dtype=np.uint8),
+            "masks": mask,
+            "others": np.where(mask == VOID, VOID, mask // 2).astype(np.uint8),
+        }.items():
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / kind / f"{scene}.png")
+    card = {
+        "name": root.name, "licence": "CC0", "get": "ask", "root": str(root), "gsd_m": 1.0,
+        "images": {"glob": "images/*.png", "bands": ["red", "green", "blue"], "scale": 255},
+        "exact": {"glob": "masks/*.png", **LAND_COVER}, "noisy": {"from": "inject", "recipe": "map-like"},
+        "split": {"test": ["a"], "validation": ["b"], "pretrain": ["c"], "finetune": ["d"]}, "tasks": tasks,
+    }  # fmt: skip
+    (root / "card.yaml").write_text(yaml.safe_dump(card))
+    return patches.open_dataset(root / "card.yaml")
+
+
+HOW = dict(size_px=32, max_patches=40, workers=1)
+
+
+def test_other_exact_masks_are_read_for_the_same_windows(tmp_path):
+    dataset = a_folder(tmp_path / "town", 0, halves={"exact": {"glob": "others/*.png", **LAND_COVER}})
+    data = patches.cut(dataset, **HOW)
+    found = tasks.task(dataset, data, "halves", **HOW)
+    exact = data.masks["exact"]
+    assert len(data) == 20 and np.array_equal(found.images, data.images)
+    assert np.array_equal(found.masks["exact"], np.where(exact == VOID, VOID, exact // 2))
+    assert found.fingerprint != data.fingerprint
+
+
+def test_other_exact_masks_of_other_windows_are_refused(tmp_path):
+    dataset = a_folder(tmp_path / "town", 0, halves={"exact": {"glob": "others/*.png", **LAND_COVER}})
+    void = np.full((64, 96), VOID, np.uint8)
+    void[:32, :32] = 0
+    Image.fromarray(void).save(tmp_path / "town/others/a.png")
+    with pytest.raises(ValueError, match="task 'halves' are known on other windows than those of the data set"):
+        tasks.task(dataset, patches.cut(dataset, **HOW), "halves", **HOW)
+
+
+def test_a_card_of_other_ground_judges_on_its_test_scenes(tmp_path):
+    there = a_folder(tmp_path / "there", 1)
+    here = a_folder(tmp_path / "here", 0, there={"card": str(tmp_path / "there/card.yaml")})
+    data, other = patches.cut(here, **HOW), patches.cut(there, **HOW)
+    found = tasks.task(here, data, "there", **HOW)
+    assert np.array_equal(found.split("test").images, other.split("test").images)
+    assert np.array_equal(found.split("finetune").images, data.split("finetune").images)
+    assert set(found.split("test").scenes) == {"there/a"}
 
 
 def test_judged_on_other_ground_only_the_test_patches_change():

@@ -59,3 +59,19 @@ def test_what_was_said_of_a_survivor_is_found_again(tmp_path, monkeypatch):
     assert mutants.said_of(survivor) == "the same" and mutants.said_of(survivor | {"room": "b"}) == "not looked at"
     rows = [{"room": r, "tests": "t", "places": 9, "mutants": 3, "killed": 2, "left": 1} for r in "ab"]
     assert mutants.summed(rows) == {"room": "all", "tests": "", "places": 18, "mutants": 6, "killed": 4, "left": 2}
+
+
+def test_a_room_tried_again_replaces_its_own_rows_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(mutants.measured, "PATH", tmp_path / "kept.json")
+
+    def gave(room, left):
+        row = {"room": room, "tests": "t", "places": 9, "mutants": 3, "killed": 3 - left, "left": left}
+        return row, [{"room": room, "line": line, "was": "f(1)", "became": "f(2)"} for line in range(left, 0, -1)]
+
+    for room, left in (("worth", 1), ("legend", 2), ("worth", 0), ("claims", 1)):
+        mutants.keep(*gave(room, left), 0)
+    kept = mutants.measured.read()
+    assert [(row["room"], row["left"]) for row in kept["mutants"]["rows"]] == [
+        ("legend", 2), ("claims", 1), ("worth", 0), ("all", 3)]  # fmt: skip
+    assert [(each["room"], each["line"]) for each in kept["survivors"]["rows"]] == [
+        ("legend", 1), ("legend", 2), ("claims", 1)]  # fmt: skip

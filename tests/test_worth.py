@@ -95,6 +95,16 @@ def test_budgets_may_differ_and_come_in_any_order():
     assert (only.budget, only.equals.value) == (32, pytest.approx(64))
 
 
+def test_one_patch_is_a_budget():
+    baseline = curve_of([0.4, 0.5, 0.6], budgets=[1, 4, 16])
+    assert [each.equals.value for each in even(baseline, baseline)] == pytest.approx([1, 4, 16])
+
+
+def test_the_grid_rises_and_holds_the_budgets():
+    grid = worth._grid(BUDGETS)
+    assert (np.diff(grid) > 0).all() and set(BUDGETS) <= set(grid)
+
+
 def test_nothing_is_claimed_outside_the_budgets():
     rng = np.random.default_rng(0)
     baseline = curve_of([0.4, 0.5, 0.6], rng=rng, sd=0.002)

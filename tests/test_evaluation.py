@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import special
 from toy import toy_patches
 
-from nbutils import evaluation, networks
+from nbutils import batches, evaluation, networks
 from nbutils.legend import VOID
 
 DATA = toy_patches()
@@ -69,9 +70,9 @@ def test_a_mask_agrees_with_itself_on_every_boundary():
 def test_bins_give_the_calibration_error_of_the_definition(seed):
     rng = np.random.default_rng(seed)
     scores = torch.softmax(torch.as_tensor(rng.normal(size=(300, 4)) * 2), dim=1)
-    truth = rng.integers(0, 4, 300).astype(np.uint8)
-    truth[:20] = VOID
     confidence, said = scores.max(dim=1)
+    truth = np.where(rng.random(300) < 0.7, said, rng.integers(0, 4, 300)).astype(np.uint8)  # too sure, and not enough
+    truth[:20] = VOID
     bins = evaluation.calibration_counts(confidence.numpy(), said.numpy().astype(np.uint8), truth)
     pixels, sure, right = bins.T
     valid = truth != VOID
@@ -97,3 +98,7 @@ def test_every_valid_pixel_of_every_scene_is_counted_once():
         assert tally.confusion.sum() == tally.calibration[:, 0].sum() == valid.sum()
         assert np.array_equal(tally.confusion.sum(axis=0), np.bincount(predicted[own][valid], minlength=4))
         assert tally.calibration[:, 2].sum() == tally.confusion.trace()
+        with torch.no_grad():
+            logits = network(batches.normalise(torch.as_tensor(part.images[own]), part)).numpy()
+        sure = special.softmax(logits, axis=1).max(axis=1)[valid]
+        assert tally.calibration[:, 1].sum() == pytest.approx(sure.sum(), rel=1e-5)

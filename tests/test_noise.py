@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.interpolate import BSpline
 
 from nbutils import legend, noise
 from nbutils.legend import VOID
+from nbutils.noise import fields, pixels
 
 K = 5
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=24)
@@ -205,6 +207,40 @@ def test_smooth_field_has_unit_variance_everywhere_and_the_length_asked():
     assert abs(fields.var() - 1) < 0.03
     at_length = (fields[:, :, 10:] * fields[:, :, :-10]).mean()
     assert abs(at_length - np.exp(-1)) < 0.06
+
+
+def test_splines_are_weighed_by_their_basis():
+    spacing, phase = 7.0, 0.3
+    weights = fields._spline_weights(40, spacing, phase).toarray()
+    basis = BSpline.basis_element(np.arange(-2, 3))  # cubic, its middle at 0
+    at = np.arange(40) / spacing + phase
+    expected = basis(at[:, None] - np.arange(-1, weights.shape[1] - 1), extrapolate=False)
+    expected = np.nan_to_num(expected)
+    assert weights == pytest.approx(expected / np.linalg.norm(expected, axis=1, keepdims=True), abs=1e-6)
+
+
+@given(st.integers(0, 9999), st.sampled_from([np.uint16, np.float32]))
+@settings(max_examples=60)
+def test_the_lowest_of_each_group_are_those_of_a_sort(seed, dtype):
+    rng = np.random.default_rng(seed)
+    field, groups = rng.integers(0, 50, (12, 15)).astype(dtype), rng.integers(0, 3, (12, 15)).astype(np.uint8)
+    sizes = np.bincount(groups.ravel(), minlength=3)
+    wanted = rng.integers(0, sizes + 1)
+    for group, places in enumerate(fields.lowest(field, groups, wanted, sizes)):
+        own = np.flatnonzero(groups == group)
+        ranked = own[np.argsort(field.ravel()[own], kind="stable")]
+        assert sorted(places) == sorted(ranked[: wanted[group]])
+
+
+@given(st.integers(0, 9999))
+@settings(max_examples=60)
+def test_classes_are_shared_out_by_rank(seed):
+    rng = np.random.default_rng(seed)
+    levels, weights = rng.integers(0, 30, 200).astype(np.uint16), rng.random(4) * (rng.random(4) < 0.7) + [0, 0.1, 0, 0]
+    labels = pixels._share_out(levels, weights, np.random.default_rng(seed))
+    ends = 200 * np.cumsum(weights) / weights.sum() + np.random.default_rng(seed).random()
+    of_rank = np.minimum(np.searchsorted(np.floor(ends), np.arange(200), side="right"), np.flatnonzero(weights)[-1])
+    assert np.array_equal(labels[np.argsort(levels, kind="stable")], of_rank)
 
 
 @pytest.mark.parametrize("target", [*legend.LEGENDS, 2, 7])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -65,6 +65,32 @@ def test_rotation_by_right_angles_and_by_any(seed):
     ours = noise.rotate_mask(mask, rng=rng(), degrees=13.0)[0]
     theirs = ndimage.rotate(mask, -13.0, order=0, reshape=False, mode="nearest")
     assert (ours != theirs).mean() < 0.002, "but for rounding at the middle between two pixels"
+
+
+class Drawn:
+    """A source of randomness that always says the same."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def random(self) -> float:
+        return self.value
+
+
+@pytest.mark.parametrize(("value", "share"), [(0.0, -1), (0.25, -0.5), (0.5, 0), (1.0, 1)])
+def test_random_angles_lie_evenly_either_way(value, share):
+    mask = scene(0)
+    assert np.array_equal(
+        noise.rotate_mask(mask, 12, rng=Drawn(value))[0], noise.rotate_mask(mask, rng=rng(), degrees=12 * share)[0]
+    )
+
+
+@pytest.mark.parametrize(("distance", "length"), [(1, 8), (2, 8), (3, 12), (5, 20)])
+def test_displacements_vary_over_four_times_their_size(distance, length):
+    mask = scene(1)
+    noisy, changed = noise.move_boundaries(mask, distance, rng=rng(3))
+    assert changed.any()
+    assert np.array_equal(noisy, noise.move_boundaries(mask, distance, rng=rng(3), correlation_px=length)[0])
 
 
 def test_moved_boundaries_stray_by_the_distance_asked():
@@ -148,6 +174,7 @@ class Halves(np.random.Generator):
 
 
 @given(st.floats(1.0, 20.0), st.integers(0, 99))
+@example(2.0, 0)
 @settings(max_examples=30, deadline=None)
 def test_blocks_of_any_size_cover_every_pixel(block_px, seed):
     mask = rng(seed).integers(0, 3, (23, 31), dtype=np.uint8)

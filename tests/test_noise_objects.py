@@ -148,6 +148,17 @@ def test_added_objects_are_copies_somewhere_else():
     assert not changed.any()
 
 
+def test_objects_are_added_all_over_the_image():
+    mask = np.full((60, 90), 1, np.uint8)
+    mask[30:33, 2:7] = 0
+    added = np.zeros(mask.shape, int)
+    for seed in range(300):
+        added += noise.add_objects(mask, 1.0, [0], rng=rng(seed))[1]
+    shares = added.sum(axis=1).reshape(4, -1).sum(axis=1), added.sum(axis=0).reshape(5, -1).sum(axis=1)
+    for each in shares:
+        assert each / added.sum() == pytest.approx(np.full(len(each), 1 / len(each)), abs=0.09)
+
+
 def test_each_object_goes_its_own_way_and_leaves_the_ground_behind():
     mask = houses(12, gap=14)
     noisy, _ = noise.shift_objects(mask, 5, rng=rng())

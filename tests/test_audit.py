@@ -79,9 +79,9 @@ def test_wilson_interval_against_published_values_and_limits():
         assert audit.wilson_interval(errors, n) == pytest.approx((low, high), abs=6e-5)
     assert audit.wilson_interval(29, 29) == pytest.approx((0.8830, 1), abs=6e-5)
     assert audit.wilson_interval(0, 0) == (0, 1)
-    for call in (lambda: audit.wilson_interval(5, 4), lambda: audit.wilson_interval(1, 4, confidence=95)):
-        with pytest.raises(ValueError, match="got 5 of 4|got 95"):
-            call()
+    for errors, confidence, says in ((5, 0.95, "got 5 of 4"), (-1, 0.95, "got -1 of 4"), (1, 95, "got 95")):
+        with pytest.raises(ValueError, match=says):
+            audit.wilson_interval(errors, 4, confidence)
 
 
 @given(st.integers(0, 500), st.integers(1, 500), st.floats(0.5, 0.999))
@@ -142,6 +142,13 @@ def test_boundary_profile_by_hand():
     assert found.contrast == pytest.approx(0.5 / (2 / 16)) and np.isnan(
         audit.boundary_profile(exact, exact, [1, 2, 3, np.inf]).contrast
     )
+
+
+def test_the_usual_bands_reach_as_far_as_they_say():
+    exact = np.repeat(np.arange(80) >= 40, 2).reshape(80, 2).T.astype(np.uint8)  # a boundary with 40 px either side
+    found = audit.boundary_profile(1 - exact, exact)
+    assert found.count.tolist() == [2 * 2 * n for n in (1, 1, 2, 3, 5, 8, 20)]
+    assert (found.rate == 1).all()
 
 
 @settings(deadline=None)

@@ -80,6 +80,30 @@ def test_bands_and_commission_by_distance_agree_with_the_whole_transform(pair):
 
 
 @settings(deadline=None, max_examples=60)
+@given(st.integers(0, 9999))
+def test_a_boundary_explains_what_lies_within_its_reach(seed):
+    rng = np.random.default_rng(seed)
+    exact = np.where(rng.random((17, 19)) < 0.03, rng.integers(1, K, (17, 19)), 0).astype(np.uint8)
+    noisy = rng.integers(0, K, exact.shape).astype(np.uint8)
+    wrong = np.flatnonzero(noisy != exact)
+    found = structure._beyond_boundary(exact, noisy.ravel(), np.zeros(exact.shape, np.uint8), wrong)
+    far = np.full(exact.shape, np.inf)
+    away = [ndimage.distance_transform_edt(exact != c) if (exact == c).any() else far for c in range(K)]
+    near = np.choose(noisy, away).ravel()[wrong] <= structure.BOUNDARY_PX
+    assert np.array_equal(found, near)
+
+
+@settings(max_examples=60)
+@given(st.tuples(*[st.floats(-0.9, 0.9)] * 2), st.tuples(*[st.floats(0.01, 3)] * 2), st.floats(-0.9, 0.9))
+def test_the_summit_of_a_paraboloid_is_its_top(top, bent, twist):
+    rows, columns = np.indices((3, 3)) - 1.0 - np.reshape(top, (2, 1, 1))
+    mixed = 2 * twist * np.sqrt(bent[0] * bent[1])
+    dome = -(bent[0] * rows**2 + bent[1] * columns**2 + mixed * rows * columns)
+    assert structure._summit(dome) == pytest.approx(np.array(top), abs=1e-6)
+    assert structure._summit(-dome).tolist() == [0, 0], "a hollow has no top"
+
+
+@settings(deadline=None, max_examples=60)
 @given(PAIRS)
 def test_pairs_of_errors_agree_with_counting(pair):
     noisy, exact = pair
@@ -197,6 +221,13 @@ def test_names_units_and_parts():
     assert f"{names.names[0]} -> {names.names[1]}" in set(table.key)
     assert found.shift_m == pytest.approx(found.shift_px / 2) and found.correlation_m == found.correlation_px / 2
     by = table.set_index(["statistic", "key"]).value
+    told = ["rate", "transition", "iou", "profile", "signed", "omission", "commission", "shift", "kinds", "correlation"]
+    assert list(table.statistic.unique()) == told
+    assert list(by["profile"].index) == ["1-2 px", "2-3 px", "3-6 px", "6-9 px", "9-13 px", "13+ px"]
+    assert by["shift"].to_dict() == pytest.approx(
+        {"down": found.shift_px[0], "right": found.shift_px[1], "length": np.hypot(*found.counts.shift.T).mean()},
+        rel=0.05,
+    )
     compared, profile = audit.compare(noisy, exact, 4), audit.boundary_profile(noisy, exact, EDGES)
     assert by["rate", "all"] == compared.rate and (found.confusion.confusion == compared.confusion).all()
     assert by["iou"].to_numpy() == pytest.approx(compared.iou)
@@ -205,6 +236,7 @@ def test_names_units_and_parts():
     assert found.profile.rate == pytest.approx(profile.rate) and (found.profile.count == profile.count).all()
     assert by["signed"].to_numpy() == pytest.approx(found.signed.ravel(), nan_ok=True)
     assert sum(found.kinds.values()) == pytest.approx(1)
+    assert audit.examine(noisy, exact, names, rng=rng, n_draws=9).gsd_m == 1
     again = audit.examine(noisy, exact, names, rng=np.random.default_rng(1), n_draws=100).table()
     twice = audit.examine(noisy, exact, names, rng=np.random.default_rng(1), n_draws=100).table()
     assert again.equals(twice), "the generator decides"
@@ -260,4 +292,5 @@ def test_the_correlogram_is_the_correlation_of_the_error_indicator(rows, columns
     assert len(found) == lags[-1] + 1 and found[0] == 1 and ((found >= 0) & (found <= 1)).all()
     assert found[lags] == pytest.approx(np.clip(expected / wrong.var(), 0, 1), abs=2e-3)
     assert found[5] == pytest.approx((found[4] + found[6]) / 2), "linear between lags"
-    assert np.isnan(audit.statistics_of(np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8), 2).correlogram).all()
+    nothing = audit.statistics_of(np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8), 2).correlogram
+    assert nothing.shape == (structure.LAGS_PX[-1] + 1,) and np.isnan(nothing).all()

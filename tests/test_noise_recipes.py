@@ -5,6 +5,7 @@ import pytest
 
 from nbutils import legend, noise
 from nbutils.legend import VOID
+from nbutils.noise import recipes
 
 K = 5
 GRADED = ("map-like", "product-like", "lidar-like", "incomplete", "misregistered")
@@ -98,6 +99,16 @@ def test_a_rate_beyond_reach_is_approached_and_the_report_tells():
     assert noise.report(mask, noisy, 0.3).changed == 16
     void = np.full((9, 9), VOID, np.uint8)
     assert np.array_equal(noise.RECIPES["map-like"].apply(void, 2, np.random.default_rng(0), rate=0.3)[0], void)
+
+
+def test_the_search_for_a_rate_begins_anywhere_and_ends_with_about_the_least_strength():
+    mask, bend = blocks(6, 12), noise.Recipe("bend", "", (("move", {"distance_px": 1.0}),))
+    for strength in (0.0, 0.1, 7.0):
+        changed = bend.apply(mask, K, np.random.default_rng(0), strength, rate=0.2)[1]
+        assert changed.mean() == pytest.approx(0.2, abs=1 / mask.size)
+    for start in (0.01, 1.0, 9.0):
+        changed, strength = recipes._least_enough(lambda at: (int(1000 * at), at), 300, start)
+        assert 300 <= changed <= 1.03 * 300 + 4 and strength == pytest.approx(changed / 1000, abs=1e-3)
 
 
 def test_recipes_compose_and_scale():

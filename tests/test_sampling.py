@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from nbutils import audit
 from nbutils.audit import planning, sampling
@@ -111,6 +111,19 @@ def test_intervals_cover_and_means_are_right_over_repeated_sampling(design, caps
     assert np.mean(values["rate"]) == pytest.approx(truth.rate, abs=4 * spread)
     error = np.std(values["area"], axis=0) / np.sqrt(250)
     assert (abs(np.mean(values["area"], axis=0) - known["area"]) < 4 * error).all()
+
+
+@given(st.floats(0.01, 0.99), st.floats(2, 500), st.sampled_from([2, 3, 9, 200]))
+def test_limits_solve_wilsons_equation_with_students_quantile(share, size, seen):
+    for limit in sampling._wilson(np.array(share), np.array(size), np.array(seen), 0.95):
+        away = stats.t.ppf(0.975, seen - 1) ** 2 * limit * (1 - limit) / size
+        assert (limit - share) ** 2 == pytest.approx(away, rel=1e-6, abs=1e-12)
+
+
+def test_a_table_of_estimates_has_its_columns_in_order():
+    table = sampling.estimate(SIZES, *_sample(COUNTS), 4).table()
+    assert list(table) == ["statistic", "key", "value", "error", "low", "high", "n"]
+    assert list(table.statistic.unique()) == ["rate", "users", "producers", "area", "transition", "iou"]
 
 
 def test_a_full_count_leaves_no_error_and_the_numbers_of_the_audit():

@@ -57,7 +57,7 @@ ROOMS = {
     "noise.fields": ["noise"],
     "noise.geometry": ["noise_geometry", "noise"],
     "noise.objects": ["noise_objects"],
-    "noise.spread": ["noise", "noise_recipes"],
+    "noise.spread": ["noise_geometry", "noise"],
     "noise.recipes": ["noise_recipes"],
     "audit.agreement": ["audit"],
     "audit.structure": ["audit_structure"],

@@ -258,6 +258,12 @@ def test_planned_patches_keep_the_promise_they_make():
     assert planned.n_patches * patch**2 > 3 * planned.n_pixels  # what planning by pixels would have hidden
 
 
+def test_pixels_that_err_independently_have_no_design_effect():
+    assert planning.design_effect(0.0, 8) == 1
+    lone = planning.plan(0.05, rate=0.2, correlation_px=9.0, patch_px=16, pixels_per_patch=1)
+    assert lone.design_effect == 1 and lone.n_patches == pytest.approx(lone.n_pixels, rel=0.05)
+
+
 def test_advice_says_what_to_do_in_words():
     planned = planning.plan(0.02, rate=0.1, correlation_px=5, patch_px=64, pixels_per_patch=50)
     assert f"{planned.n_pixels:,} pixels drawn at random" in planned.advice

@@ -174,7 +174,8 @@ def copied(place: Path) -> None:
 
 
 def hold_libraries() -> None:
-    """Import what rooms and their tests build on, and forget the rooms again."""
+    """Import what rooms and their tests build on, and forget the rooms again; one thread each, as in the tests."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch reads it when it is imported
     for name in (*HEAVY, *(f"nbutils.{room}" for room in ROOMS)):
         importlib.import_module(name)
     for name in [name for name in sys.modules if name.split(".")[0] == "nbutils"]:

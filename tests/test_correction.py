@@ -125,6 +125,22 @@ def test_after_the_trigger_the_loss_is_that_of_the_corrected_masks(objects):
     )
 
 
+@pytest.mark.parametrize("triggered", [None, 0.0, 0.4])
+def test_what_a_checkpoint_keeps_comes_back(triggered):
+    first, second = (correction.TeacherCorrection(_network()) for _ in range(2))
+    first.steps, first.point, first.triggered = 7, 3, triggered
+    first.history[2] = torch.tensor([5, 9])
+    second.load_state_dict(first.state_dict())
+    assert (second.steps, second.point, second.triggered) == (7, 3, triggered)
+    assert second.history[2].tolist() == [5, 9]
+
+
+@pytest.mark.parametrize(("shape", "vote"), [((1, 8, 9), 0.7), ((1, 1, 8), 0.7), ((1, 8, 8), 1.0), ((1, 8, 8), 0.4)])
+def test_objects_of_other_shapes_or_votes_are_refused(shape, vote):
+    with pytest.raises(ValueError, match="need masks of one shape and vote in"):
+        correction.correct_objects(np.zeros((1, 8, 8), np.uint8), np.zeros(shape, np.uint8), vote=vote)
+
+
 def test_pixels_are_corrected_only_where_the_teacher_is_confident_and_the_label_valid():
     probability = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.7, 0.3], [0.05, 0.95]])
     logits = probability.log().T.reshape(1, 2, 1, 4)

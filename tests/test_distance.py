@@ -70,3 +70,9 @@ def test_squared_is_the_square_up_to_that_of_one_pixel_more(shape, share, reach,
     mask = np.random.default_rng(seed).random(shape) < share
     whole = np.rint(ndimage.distance_transform_edt(~mask) ** 2) if mask.any() else np.full(shape, np.inf)
     assert (distance.squared(mask, reach) == np.minimum(whole, (reach + 1) ** 2)).all()
+
+
+@pytest.mark.parametrize("reach", [-1, distance.LONGEST + 1])
+def test_squares_beyond_the_longest_reach_are_refused(reach):
+    with pytest.raises(ValueError, match="measures as far as"):
+        distance.squared(np.ones((3, 3), bool), reach)

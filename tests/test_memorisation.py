@@ -144,6 +144,19 @@ def test_one_lucky_point_is_no_peak():
     exact[5] = 0.95
     found = memorisation.stages(np.arange(50), exact, exact)
     assert found.best >= 20 and found.memorisation is None
+    assert memorisation.stages(np.arange(50), exact, exact, smooth=1).best == 5, "nothing is smoothed"
+
+
+@pytest.mark.parametrize("smooth", [1, 3, 5, 9])
+def test_the_peak_is_that_of_the_running_median(smooth):
+    exact = np.random.default_rng(1).random(50)
+    around = np.arange(50)[:, None] + np.arange(smooth) - smooth // 2
+    expected = int(np.median(exact[around.clip(0, 49)], axis=1).argmax())
+    assert memorisation.stages(np.arange(50), exact, exact, smooth=smooth).best == expected
+
+
+def test_two_points_show_no_noise():
+    assert memorisation.noise(np.array([0.1, 0.9])) == 0
 
 
 def test_errors_learnt_before_the_call_leave_no_transition_between():
@@ -160,6 +173,9 @@ def test_what_is_no_curve_is_refused():
         memorisation.transition([1, 2, 3], [0.1, np.nan, 0.3])
     with pytest.raises(ValueError, match="3 or more"):
         memorisation.transition([1, 2, 3], [0.1, 0.2, 0.3], windows=(2,))
+    for flat in (0, 1, -0.5):
+        with pytest.raises(ValueError, match="0 < flat < 1"):
+            memorisation.transition([1, 2, 3], [0.1, 0.2, 0.3], flat=flat)
     with pytest.raises(ValueError, match="odd"):
         memorisation.stages([1, 2, 3], [0.1, 0.2, 0.3], [0.1, 0.2, 0.3], smooth=2)
     with pytest.raises(ValueError, match="one point or more"):

@@ -78,8 +78,9 @@ def test_bins_give_the_calibration_error_of_the_definition(seed):
     valid = truth != VOID
     assert pixels.sum() == valid.sum() and sure.sum() == pytest.approx(confidence.numpy()[valid].sum())
     expected = 0.0
-    for low in np.arange(15) / 15:
+    for i, low in enumerate(np.arange(15) / 15):
         inside = valid & (confidence.numpy() > low) & (confidence.numpy() <= low + 1 / 15)
+        assert pixels[i] == inside.sum()
         if inside.any():
             gap = (said.numpy() == truth)[inside].mean() - confidence.numpy()[inside].mean()
             expected += abs(gap) * inside.sum() / valid.sum()

@@ -139,6 +139,14 @@ def test_a_score_is_of_the_layer_best_over_seeds_on_validation_scenes(monkeypatc
     assert preflight.score(DATA, [None, None], encoder="any") == pytest.approx(0.6)
 
 
+def test_who_is_behind_has_a_negative_gain(monkeypatch):
+    scores = {"noisy": 0.3, "moco": 0.5, "random": 0.1}
+    monkeypatch.setattr(study, "run_many", lambda runs, **_: [run.arm for run in runs])
+    monkeypatch.setattr(preflight, "score", lambda _, results, **__: scores[results[0] or "random"])
+    gains = preflight.gains(DATA, **RECIPE)
+    assert gains == {"random": pytest.approx(0.2), "moco": pytest.approx(-0.2)}
+
+
 def test_gains_are_leads_over_every_rival_and_the_same_again(short):
     found = preflight.gains(DATA, workers=1, **RECIPE)
     assert list(found) == ["random", "moco"] and all(-1 <= gain <= 1 for gain in found.values())

@@ -94,6 +94,7 @@ def test_kinds_that_cannot_be_told_apart_are_both_named():
     assert verdict.clean_first(table, "").answer.endswith("(closely followed by boundary)")
     table.loc[0, "low"] = 0.61
     assert verdict.clean_first(table, "").answer == verdict.CLEANING["omission"]
+    assert verdict.clean_first(table[:1], "").answer == verdict.CLEANING["omission"], "the only kind there is"
 
 
 def test_a_map_without_errors_needs_no_cleaning():
@@ -135,20 +136,22 @@ def test_a_forecast_is_told_with_its_record():
     assert said.answer == "the map will be ahead of random; against moco it cannot be told"
     record = "so far 11 of 12 answers were right, of 20 forecasts, where always saying ahead would have been right 14 "
     assert said.evidence.endswith(record + "times")
+    far = verdict.foreseen([Forecast("moco", -0.5, 0.05, "behind")], hits)
+    assert far.answer == "moco will be ahead" and far.evidence.startswith("gain over moco -50.0 points, probability 5%")
 
 
 def test_the_page_holds_all_it_needs_and_escapes_what_it_is_given(tmp_path):
     Image.new("RGB", (4, 3)).save(tmp_path / "06_verdict.png")
     said = [
-        verdict.Statement("Why <b>?", "because & so", "1 < 2", "06_verdict"),
+        verdict.Statement('Why "<b>"?', "because & so", "1 < 2", "06_verdict"),
         verdict.Statement("And?", "no", "3", "06_verdict"),
         verdict.Statement("More?", "no", "4", "06_gone"),
     ]
     html = verdict.page("A <title>", said, {"licence": "CC0 <x>", "nothing": ""}, tmp_path)
     soup = BeautifulSoup(html, "html.parser")
-    assert [tag.text for tag in soup.select("h2")] == ["Why <b>?", "And?", "More?", "Where this comes from"]
+    assert [tag.text for tag in soup.select("h2")] == ['Why "<b>"?', "And?", "More?", "Where this comes from"]
     assert [tag.text for tag in soup.select("p.answer")] == ["because & so.", "no.", "no."]
     assert soup.title.text == "A <title>" and soup.select_one("dd").text == "CC0 <x>" and len(soup.select("dt")) == 1
     (image,) = soup.select("img")  # shown once, and the one that is not there not at all
-    assert image["src"].startswith("data:image/png;base64,") and image["alt"] == "Why <b>?"
+    assert image["src"].startswith("data:image/png;base64,") and image["alt"] == 'Why "<b>"?'
     assert not re.search(r"(src|href)=\"(?!data:)", html) and not soup.select("script, link")

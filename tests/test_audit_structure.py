@@ -236,6 +236,8 @@ def test_names_units_and_parts():
     assert found.profile.rate == pytest.approx(profile.rate) and (found.profile.count == profile.count).all()
     assert by["signed"].to_numpy() == pytest.approx(found.signed.ravel(), nan_ok=True)
     assert sum(found.kinds.values()) == pytest.approx(1)
+    rows = findings._ratios_of(found)
+    assert {name for (name, _), share in zip(rows.names, rows.share, strict=True) if not share} == {"shift"}
     assert audit.examine(noisy, exact, names, rng=rng, n_draws=9).gsd_m == 1
     again = audit.examine(noisy, exact, names, rng=np.random.default_rng(1), n_draws=100).table()
     twice = audit.examine(noisy, exact, names, rng=np.random.default_rng(1), n_draws=100).table()

@@ -140,10 +140,10 @@ def test_growth_by_a_fraction_moves_that_share_of_the_boundary():
 
 
 def test_large_images_grow_by_fractions_too():
-    mask = np.zeros((1500, 1500), np.uint8)
-    mask[:, 750:] = 1
+    mask = np.zeros((1200, 1200), np.uint8)
+    mask[:, 600:] = 1
     noisy, _ = noise.resize_classes(mask, {0: 1.25}, rng=rng())
-    assert (noisy == 0).sum(axis=1).mean() - 750 == pytest.approx(1.25, abs=0.1)
+    assert (noisy == 0).sum(axis=1).mean() - 600 == pytest.approx(1.25, abs=0.1)
 
 
 def test_simplified_outlines_lose_corners_up_to_the_tolerance():

@@ -80,7 +80,8 @@ SLOWEST_S = 90  # of a room's tests; a mutant has three times as long as they ta
 MUTANTS = """\
 Of each room some places were drawn, seed {seed}, and each was changed in one way by cosmic-ray: another operator,
 another number, a condition turned round, an exception not caught, a loop that never runs. Killed: a test of the room
-failed, or ran on without an end. These are the rooms that reckon; the others were not tried."""
+failed, or ran on without an end. Where a survivor showed that tests were loose, they were mended and the room was tried
+again with the same changes. These are the rooms that reckon; the others were not tried."""
 SURVIVORS = """\
 What the tests did not notice, and what a look at it said (`tests/survivors.csv`): a change that cannot change a result,
 or one that should be noticed and is not yet."""

@@ -36,6 +36,7 @@ LEAST = 95  # per cent of a room's lines and branches; a room with less has a ro
 # columns in this order, others behind them by name
 FIRST = ("what", "injected", "survived", "seconds", "format", "cases", "room", "tests", "places", "mutants", "killed",
          "line", "was", "became", "lines", "reached", "branches", "taken")  # fmt: skip
+CODE = ("was", "became")  # columns that hold lines of code
 PARTS = {"two workers": 0.3, "one process": 0.6, "notebooks": 0.1}  # shares of the kills
 
 KILLS = f"""\
@@ -138,7 +139,8 @@ def render(sections: Mapping[str, Mapping[str, Any]]) -> str:
         "# What the study survives",
         "",
         "Measured, and written from [reliability.json](reliability.json) by `tools/reliability.py report`; no number",
-        "is typed by hand. Again: `python tools/reliability.py kills --kills 50`, then `faults`, then `report`.",
+        "is typed by hand. Again: `make coverage mutants fuzz`, then `python tools/reliability.py kills --kills 50`,",
+        "`faults` and `report`.",
     ]
     for section in sections.values():
         rows = section["rows"]
@@ -148,7 +150,7 @@ def render(sections: Mapping[str, Mapping[str, Any]]) -> str:
             lines += [f"**{survived} of {len(rows)} survived.**{_by_what(rows)}", ""]
         columns = sorted(rows[0], key=lambda name: (*FIRST, name).index(name)) if rows else []
         lines += [_line(columns), _line("---" for _ in columns)] if rows else ["No rows."]
-        lines += [_line(row[column] for column in columns) for row in rows]
+        lines += [_line(f"`{row[c]}`" if c in CODE else row[c] for c in columns) for row in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -173,6 +173,18 @@ def test_publishing_replaces_what_is_stale_and_nothing_else(tmp_path):
     assert (target / "claims.csv").read_text() == str(source)
 
 
+def test_what_other_notebooks_drew_stays_when_some_were_run(tmp_path):
+    source, target = tmp_path / "made", tmp_path / "figures"
+    for folder, names in ((source, ("05_new.png", "04_made_before.png", "claims.csv")),
+                          (target, ("04_kept.png", "05_stale.csv", "claims.csv", "results.csv"))):  # fmt: skip
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text(str(folder))
+    assert study.publish(source, target, numbers=["05"]) == 2
+    assert {path.name for path in target.iterdir()} == {"04_kept.png", "05_new.png", "claims.csv", "results.csv"}
+    assert (target / "claims.csv").read_text() == str(source) != (target / "results.csv").read_text()
+
+
 def test_tables_alone_can_be_published(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()

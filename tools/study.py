@@ -6,7 +6,7 @@ Executed copies go to `build/<profile>/<data set>/`, figures and tables to `figu
 both. Notebooks run in the order of their numbers, but 00 comes last, because it shows what the others found, and 01
 and 02, which need nothing of the others, run beside them.
 With `--publish figures` the figures and tables then replace those in that folder; with `--publish-tables` the tables
-alone do. `--only 04,05` runs just these notebooks.
+alone do. `--only 04,05` runs just these notebooks, and what the others drew stays where it was.
 Exit status: 0 done, 1 a notebook failed, 2 wrong input (profile or card), 3 the data are not there, 130 interrupted.
 """
 
@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -237,8 +237,16 @@ def run_all(notebooks: dict[Path, dict[str, Any]], folder: Path) -> None:
     run_line(last)
 
 
-def publish(source: Path, target: Path, patterns: Sequence[str] = PUBLISHED) -> int:
+def publish(
+    source: Path, target: Path, patterns: Sequence[str] = PUBLISHED, numbers: Collection[str] | None = None
+) -> int:
     """Replace the figures and tables in `target` by those in `source`; other files stay as they are.
+
+    Args:
+        source: Folder of what the notebooks drew.
+        target: Folder that is kept.
+        patterns: Names to take.
+        numbers: Of the notebooks that ran; what others drew stays as it is. All of them unless given.
 
     Returns:
         Number of files in their place.
@@ -246,7 +254,12 @@ def publish(source: Path, target: Path, patterns: Sequence[str] = PUBLISHED) -> 
     Raises:
         StudyError: there are none, or they are too large to keep in git; `target` is left alone.
     """
-    files = sorted(path for pattern in patterns for path in source.glob(pattern))
+
+    def meant(path: Path) -> bool:
+        number = path.name[:2]
+        return numbers is None or number in numbers or (not number.isdigit() and (source / path.name).exists())
+
+    files = sorted(path for pattern in patterns for path in source.glob(pattern) if meant(path))
     size = sum(path.stat().st_size for path in files)
     if not files:
         raise StudyError(f"{portable(source)} holds no figures", 1)
@@ -254,7 +267,7 @@ def publish(source: Path, target: Path, patterns: Sequence[str] = PUBLISHED) -> 
         largest = ", ".join(path.name for path in sorted(files, key=lambda path: -path.stat().st_size)[:3])
         raise StudyError(f"figures of {size / 1e6:.1f} MB, at most {PUBLISHED_BYTES / 1e6:.0f}; largest: {largest}", 1)
     target.mkdir(parents=True, exist_ok=True)
-    for stale in [path for pattern in PUBLISHED for path in target.glob(pattern)]:
+    for stale in [path for pattern in PUBLISHED for path in target.glob(pattern) if meant(path)]:
         stale.unlink()
     for path in files:
         shutil.copyfile(path, target / path.name)
@@ -308,11 +321,12 @@ def main(arguments: list[str] | None = None) -> int:
         import pages  # after the notebooks: what it needs is no business of theirs
 
         index = pages.write(folder, NOTEBOOKS, card=card, profile=options.profile)
+        numbers = [path.name[:2] for path in chosen] if options.only else None
         if options.publish:
-            number = publish(folder / "figures", options.publish)
+            number = publish(folder / "figures", options.publish, numbers=numbers)
             say(f"{number} figures and tables -> {options.publish}")
         if options.publish_tables:
-            number = publish(folder / "figures", options.publish_tables, TABLES)
+            number = publish(folder / "figures", options.publish_tables, TABLES, numbers)
             say(f"{number} tables -> {options.publish_tables}")
     except StudyError as error:
         print(error, file=sys.stderr)

@@ -18,7 +18,7 @@ help:
 	@echo "make figures   the evidence profile; writes figures/ (about five hours on two cores, resumable)"
 	@echo "make test      lint, unit tests, notebooks at a tiny size, stored notebook outputs"
 	@echo "make coverage  lines and branches of nbutils that the unit tests reach -> build/coverage (half an hour)"
-	@echo "make mutants   changes of the code that the tests notice -> build/reliability.json (an hour)"
+	@echo "make mutants   changes of the code that the tests notice -> build/reliability.json (half an hour)"
 	@echo "make fuzz      2000 damaged files, options CASES=..., SEED=... -> build/reliability.json (nightly, 5-10 minutes)"
 	@echo "make audit     published vulnerabilities of the tested packages (needs the network)"
 	@echo "make lab       JupyterLab on the notebooks"

@@ -44,7 +44,7 @@ SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # else cells out of sight are not in the page
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},  # a question in the way
 }
-START_S, CELL_S = 300, 600  # beside other tests on two cores JupyterLab may take two minutes to start
+START_S, CELL_S = 120, 300
 
 pytestmark = [
     pytest.mark.notebook,

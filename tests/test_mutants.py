@@ -75,3 +75,5 @@ def test_a_room_tried_again_replaces_its_own_rows_alone(tmp_path, monkeypatch):
         ("legend", 2), ("claims", 1), ("worth", 0), ("all", 3)]  # fmt: skip
     assert [(each["room"], each["line"]) for each in kept["survivors"]["rows"]] == [
         ("legend", 1), ("legend", 2), ("claims", 1)]  # fmt: skip
+    mutants.keep(*gave("worth", 1), seed=1)
+    assert [row["room"] for row in mutants.measured.read()["mutants"]["rows"]] == ["worth", "all"], "of one seed"

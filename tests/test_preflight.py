@@ -130,10 +130,10 @@ def counted(right: int, wrong: int) -> np.ndarray:
 
 
 def test_a_score_is_of_the_layer_best_over_seeds_on_validation_scenes(monkeypatch):
-    told = {
+    told = {  # by seed: IoU of a is 0.9 and 0.1, of b 0.6 twice
         0: {"a": counted(9, 1), "b": counted(6, 4)},
         1: {"a": counted(1, 9), "b": counted(6, 4)},
-    }  # IoU of a: 0.9, 0.1
+    }
     perfect = {"a": counted(1, 0), "b": counted(1, 0)}
     monkeypatch.setattr(study, "probe_layers", lambda *_, seed, **__: {"validation": told[seed], "test": perfect})
     assert preflight.score(DATA, [None, None], encoder="any") == pytest.approx(0.6)

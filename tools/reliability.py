@@ -43,10 +43,10 @@ KILLS = f"""\
 A study of seven runs on patches of the embedded city (two pretrainings that write checkpoints, four fine-tunings from
 them, one from a random encoder) runs on two Dask workers or in one process. At a moment drawn evenly over the time it
 works, its driver or a worker gets SIGKILL; it is started again, and killed again, until it comes to its end. Notebook
-{NOTEBOOK} at the smoke profile is treated alike: `tools/study.py` or its kernel is killed. After each kill every stored
-run is compared with that of a study that was left alone: `run.json` but for seconds and provenance, card and weights
-bit by bit. A study must outlive its workers. At the end nothing may be missing, half-written, locked or left behind, no
-process either. Seconds are from the start of a study to the end of what the kill ended."""
+{NOTEBOOK} at the smoke profile is treated alike: `tools/study.py` or its kernel is killed, as is drawn. After each kill
+every stored run is compared with that of a study that was left alone: `run.json` but for seconds and provenance, card
+and weights bit by bit. A study must outlive its workers. At the end nothing may be missing, half-written, locked or
+left behind, no process either. Seconds are from the start of a study to the end of what the kill ended."""
 COVERED = """\
 Lines and branches of `nbutils` that the unit tests reach, by coverage.py, also in processes that tests start; notebooks
 are not among them. Rooms below 95 per cent have a row of their own."""

@@ -65,9 +65,9 @@ for i in range(8):
         continue
     scratch.mkdir(exist_ok=True)
     for name in ("card.json", "weights.safetensors", "run.json"):
+        time.sleep(0.05)
         (scratch / name).write_text(json.dumps({"seconds": time.time(), "provenance": 0, "sha256": 0, "n": i}
                                                if name == "run.json" else i))
-        time.sleep(0.05)
     os.rename(scratch, folder)
 """
 
@@ -83,8 +83,10 @@ def test_the_campaign_tells_a_study_that_survives_from_one_that_does_not(how, su
     about = {"kills": 6, "span": span, "rng": np.random.default_rng(0)}
     rows = list(kills.campaign(writer(how), reference.store, tmp_path / "killed", **about))
     assert sum(row["what"] == "driver" for row in rows) == 6 and rows[-1]["what"] == "study"
-    assert {row["survived"] == "yes" for row in rows} == ({True} if survives else {True, False})
-    assert survives or any("differs" in row["survived"] for row in rows)
+    if survives:
+        assert all(row["survived"] == "yes" for row in rows)
+    else:  # torn by whichever kill comes after its start, and then to its end
+        assert "differs" in rows[-1]["survived"]
 
 
 # ---- what the campaign would see

@@ -46,7 +46,7 @@ study: .venv/.ready
 
 figures: .venv/.ready
 	@$(BIN)/python tools/study.py --profile evidence --publish figures
-	@$(BIN)/python tools/study.py --profile evidence_globe --dataset data/datasets/globe.yaml --only 04,05 \
+	@$(BIN)/python tools/study.py --profile evidence_globe --dataset data/datasets/globe.yaml --only 03,04,05 \
 	    --publish-tables figures/globe
 	@$(BIN)/python tools/study.py --profile evidence_dubai --dataset data/datasets/dubai.yaml --only 05 \
 	    --publish-tables figures/dubai || test $$? = 3  # 3: the images are not here, which it has said

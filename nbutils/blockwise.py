@@ -16,8 +16,9 @@ def moments(images: NDArray, inside: NDArray[np.bool_], scale: float) -> tuple[t
     def mean_of(value: Callable[[NDArray], NDArray]) -> NDArray[np.float64]:
         sums = np.zeros(bands)
         for start, block in blocks(images):
-            for patch in block[inside[start : start + len(block)]]:  # one by one: the order of a sum over all at once
-                sums += value(patch.astype(np.float64).reshape(bands, -1) / scale).sum(axis=1)
+            # one by one: summed all at once they would be in another order, and copied
+            for i in np.flatnonzero(inside[start : start + len(block)]):
+                sums += value(block[i].astype(np.float64).reshape(bands, -1) / scale).sum(axis=1)
         return sums / (int(inside.sum()) * height * width)
 
     mean = mean_of(lambda values: values)

@@ -16,6 +16,7 @@ from nbutils.distance import boundary_distance
 from nbutils.legend import VOID
 
 Mask = NDArray[np.uint8]
+STRIP_PX = 1 << 18  # pixels compared at a time; their pairs stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -136,13 +137,15 @@ def compare(noisy: Mask | Sequence[Mask], exact: Mask | Sequence[Mask], n_classe
 
 
 def _confusion(noisy: Mask, exact: Mask, k: int) -> NDArray[np.int64]:
-    pairs = (exact.astype(np.uint16) << 8) | noisy
-    table = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
+    table, rows = np.zeros((256, 256), np.int64), max(STRIP_PX // max(exact.shape[1], 1), 1)
+    for start in range(0, len(exact), rows):  # strips stay in the processor's cache
+        pairs = (exact[start : start + rows].astype(np.uint16) << 8) | noisy[start : start + rows]
+        table += np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
     legal = [*range(k), VOID]
     if table.sum() != table[np.ix_(legal, legal)].sum():
         wrong = sorted({*np.flatnonzero(table.any(axis=1)), *np.flatnonzero(table.any(axis=0))} - set(legal))
         raise ValueError(f"masks hold class ids {', '.join(map(str, wrong[:5]))}; with {k} classes they are 0..{k - 1}")
-    return table[:k, :k].astype(np.int64)
+    return table[:k, :k]
 
 
 def wilson_interval(errors: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

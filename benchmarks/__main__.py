@@ -1,17 +1,20 @@
-"""Measure, print and write build/bench.json and build/bench.md; some ten minutes on two cores, sweeps most of them.
+"""Measure, print, and write benchmarks/measured.json, build/bench.md, docs/paper_scale.md and the README's tables.
+
+    python -m benchmarks                   # all parts
+    python -m benchmarks growth reading    # these anew, beside what is there of the others
 
 Each row is the median and the range over repeats, after one warm-up that does not count. Where a row has a
-counterpart written with the bare library, both run in turn, so that a busy machine slows both. What runs on one core
+counterpart written with another library, both run in turn, so that a busy machine slows both. What runs on one core
 is measured in seconds of that core.
 """
 
-import json
+import argparse
+import importlib
 import os
 import platform
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +22,14 @@ from pathlib import Path
 import laspy
 import numpy as np
 import torch
+from cleanlab.benchmarking.noise_generation import generate_noisy_labels
 from numpy.typing import NDArray
 
-from benchmarks import probings, sweeps, trainings
-from benchmarks.racing import Row, race
-from nbutils import ROOT, audit, distance, labelling, legend, noise, patches, simulate, training
+from benchmarks import growth, probings, readings, report, scale, sweeps, trainings
+from benchmarks.growth import Growth
+from benchmarks.racing import Row, race, ratios, rounds, speeds
+from nbutils import audit, distance, labelling, legend, noise, patches, simulate, training
+from nbutils.execution import one_thread
 from nbutils.legend import VOID
 
 PATCH_PX, BANDS = 96, ("nir", "red", "green", "blue")
@@ -54,6 +60,13 @@ def city_patches(scene: simulate.Scene) -> patches.PatchSet:
     )
 
 
+def bench_training() -> list[Row]:
+    """A U-Net of full width in both precisions."""
+    data, rival = city_patches(simulate.city_scene(0, SCENE_PX)), trainings.rival_installed()
+    return [row for precision in ("fp32", "bf16")
+            for row in trainings.bench(data, "resnet18", precision, repeats=3, rival=rival)]  # fmt: skip
+
+
 def bench_lidar(folder: Path) -> list[Row]:
     """LiDAR file to mask, and the part of it that is reading the file."""
     scene_folder = folder / "scene"
@@ -62,11 +75,12 @@ def bench_lidar(folder: Path) -> list[Row]:
     simulate.write_scene(scene_folder, scene, grid)
     (path,) = scene_folder.rglob("*.laz")
     count = laspy.open(path).header.point_count
-    runners = {
-        "LiDAR file to mask": lambda: labelling.from_lidar(path, grid),
-        "- reading alone (laspy)": lambda: laspy.read(path).xyz,
-    }
-    return race("million points/s", count / 1e6, runners)
+    ours, reading = "LiDAR file to mask", "- reading alone (laspy)"
+    runners = {ours: lambda: labelling.from_lidar(path, grid), reading: lambda: laspy.read(path).xyz}
+    seconds = rounds(runners, 7)
+    return speeds("million points/s", count / 1e6, seconds) + ratios(
+        {"- as fast as reading alone": (ours, reading)}, seconds
+    )
 
 
 def big_mask(side_px: int = 4096, n_objects: int = 2000) -> NDArray[np.uint8]:
@@ -124,6 +138,34 @@ def bench_audit(exact: NDArray[np.uint8], n_classes: int = 8) -> list[Row]:
     return race("Mpx/s", exact.size / 1e6, runners, repeats=3, clock=time.process_time)
 
 
+def bench_rivals(exact: NDArray[np.uint8], n_classes: int = 8) -> list[Row]:
+    """What other libraries have too: a confusion matrix (torchmetrics), classes confused by a matrix (cleanlab).
+
+    torchmetrics' checks of its input are left out, which speeds it up; ours stay.
+    """
+    rng, matrix = np.random.default_rng(0), noise.confusion_matrix(n_classes, 0.2)
+    mapped = noise.confuse_classes(exact, matrix, rng=rng)[0]
+    peer = importlib.import_module("torchmetrics.functional.classification")  # no dependency of ours: by name
+    tensors = torch.as_tensor(mapped).long(), torch.as_tensor(exact).long()
+    settings = {"num_classes": n_classes, "ignore_index": VOID, "validate_args": False}
+    flat = exact.ravel()
+    count = {
+        "audit: compare": lambda: audit.compare(mapped, exact, n_classes),
+        "- torchmetrics, confusion matrix": lambda: peer.multiclass_confusion_matrix(*tensors, **settings),
+    }
+    confuse = {
+        "noise: matrix": lambda: noise.confuse_classes(exact, matrix, rng=rng),
+        "- cleanlab, noisy labels": lambda: generate_noisy_labels(flat, matrix.T),
+    }
+    rows = []
+    with one_thread():
+        for runners, rival in ((count, "torchmetrics"), (confuse, "cleanlab")):
+            seconds = rounds(runners, 3, time.process_time)
+            rows += speeds("Mpx/s", exact.size / 1e6, seconds)
+            rows += ratios({f"- as fast as {rival}": tuple(runners)}, seconds)
+    return rows
+
+
 def bench_world() -> list[Row]:
     """One scene of the embedded city, in memory."""
     return race("Mpx/s", SCENE_PX**2 / 1e6, {"city scene": lambda: simulate.city_scene(1, SCENE_PX)}, repeats=3)
@@ -142,40 +184,41 @@ def machine() -> dict[str, str]:
     }
 
 
-def as_markdown(rows: list[Row], about: dict[str, str]) -> str:
-    """The table of rows and the machine below it."""
-    lines = ["| what | median | range | unit |", "|---|---:|---:|---|"]
-    lines += [f"| {r.name} | {r.median:.3g} | {r.low:.3g} - {r.high:.3g} | {r.unit} |" for r in rows]
-    return "\n".join([*lines, "", *(f"- {name}: {value}" for name, value in about.items()), ""])
+def parts(folder: Path) -> dict[str, Callable[[], list[Row] | list[Growth]]]:
+    """What can be measured, by name; files go to `folder`."""
+    return {
+        "training": bench_training,
+        "reading": lambda: readings.bench(folder / "reading"),
+        "lidar": lambda: bench_lidar(folder),
+        "noise": lambda: bench_noise(big_mask()),
+        "audit": lambda: bench_audit(big_mask()) + (bench_rivals(big_mask()) if trainings.rival_installed() else []),
+        "world": bench_world,
+        "probing": probings.bench,
+        "sweep": sweeps.bench,
+        "scale": scale.bench,
+        "growth": lambda: growth.bench(folder / "growth"),
+    }
 
 
-def main() -> None:
-    """Run every benchmark, telling the rows as they come."""
-    scene = simulate.city_scene(0, SCENE_PX)
-    data = city_patches(scene)
-    rows: list[Row] = []
-    if not trainings.rival_installed():
-        print("torchgeo is not installed, so it is not compared with (pip install torchgeo)", flush=True)
+def main(arguments: list[str] | None = None) -> None:
+    """Run benchmarks, telling the rows as they come."""
     with tempfile.TemporaryDirectory() as scratch:
-        for bench in (
-            lambda: trainings.bench(data, "resnet18", "fp32", repeats=3),
-            lambda: trainings.bench(data, "resnet18", "bf16", repeats=3, rival=trainings.rival_installed()),
-            lambda: bench_lidar(Path(scratch)),
-            lambda: bench_noise(big_mask()),
-            lambda: bench_audit(big_mask()),
-            bench_world,
-            probings.bench,
-            sweeps.bench,
-        ):
-            for row in bench():
-                print(f"{row.name:55s} {row.median:9.3g} {row.unit}  ({row.low:.3g} - {row.high:.3g})", flush=True)
-                rows.append(row)
-    folder = ROOT / "build"
-    folder.mkdir(exist_ok=True)
-    about = machine()
-    (folder / "bench.md").write_text(as_markdown(rows, about))
-    (folder / "bench.json").write_text(json.dumps({"machine": about, "rows": [asdict(r) for r in rows]}, indent=1))
-    print(f"written: {folder / 'bench.md'}, {folder / 'bench.json'}")
+        known = parts(Path(scratch))
+        parser = argparse.ArgumentParser(description="Measure the speeds of this machine.")
+        parser.add_argument("parts", nargs="*", help=f"of {', '.join(known)} (default: all)")
+        asked = parser.parse_args(arguments).parts or list(known)
+        if unknown := set(asked) - set(known):
+            parser.error(f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        if not trainings.rival_installed():
+            print(
+                "torchgeo is not installed: nothing is compared with it and torchmetrics (pip install torchgeo)",
+                flush=True,
+            )
+        for name in asked:
+            rows = known[name]()
+            print("", *(report.told(row) for row in rows), sep="\n", flush=True)
+            report.keep(name, rows, machine())
+    report.publish()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from benchmarks.probings import smooth_patches
 from benchmarks.racing import Row, ratios, rounds, speeds
 from nbutils import patches, study
 
-RUNS, STEPS = 12, 150
+RUNS, STEPS = 8, 100
 
 
 def bench(repeats: int = 2) -> list[Row]:

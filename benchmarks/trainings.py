@@ -3,7 +3,8 @@
 All run on one thread, as the study's runs do, and are measured in seconds of its core. Ours draws, turns and normalises
 its patches, has cross-entropy + Dice as its loss, and watches its accuracy. The bare loop has one fixed batch, the
 same network, precision and layout, a fused optimiser, and cross-entropy alone. torchgeo's task runs under Lightning's
-`Trainer` as it comes, without its logger, checkpoints and progress bar, on normalised patches in memory.
+`Trainer` as it comes (fp32 is its default), without its logger, checkpoints and progress bar, on normalised patches in
+memory.
 """
 
 import importlib
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.racing import Row, ratios, rounds, speeds
 from nbutils import batches, networks, objectives, training
+from nbutils.execution import one_thread
 from nbutils.legend import VOID
 from nbutils.patches import PatchSet
 
@@ -37,18 +39,15 @@ def bench(data: PatchSet, encoder: str, precision: str, *, repeats: int = 5, riv
         rival: Whether torchgeo runs too, if it is installed.
     """
     what = f"U-Net {encoder}, {data.patch_px} px, {precision}"
-    ours, bare, theirs = f"train {what}", f"- bare loop, {what}", "- torchgeo under Lightning's defaults"
-    runners = {ours: _ours(data, encoder, precision), bare: _bare(data, encoder, precision)}
+    ours, bare, theirs = f"train {what}", f"- bare loop, {what}", f"- torchgeo under Lightning, {precision}"
+    learn = fitting(data, encoder, precision)
+    runners: dict[str, Callable[[], object]] = {ours: lambda: learn(data), bare: _bare(data, encoder, precision)}
     pairs = {f"- as fast as the bare loop, {precision}": (ours, bare)}
     if rival:
-        runners[theirs] = _torchgeo(data, encoder)
+        runners[theirs] = _torchgeo(data, encoder, precision)
         pairs[f"- as fast as torchgeo, {precision}"] = (ours, theirs)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         seconds = rounds(runners, repeats, time.process_time)
-    finally:
-        torch.set_num_threads(threads)
     return speeds("images/s", STEPS * BATCH, seconds) + ratios(pairs, seconds)
 
 
@@ -61,10 +60,11 @@ def _network(data: PatchSet, encoder: str) -> torch.nn.Module:
     return networks.build(encoder, "unet", in_channels=len(data.bands), n_classes=CLASSES, seed=0)
 
 
-def _ours(data: PatchSet, encoder: str, precision: str) -> Callable[[], object]:
-    plan = training.Plan(steps=STEPS, batch_size=BATCH, learning_rate=RATE, precision=precision, seed=0)
+def fitting(data: PatchSet, encoder: str, precision: str, steps: int = STEPS) -> Callable[[PatchSet], object]:
+    """How a U-Net is trained on patches like these."""
+    plan = training.Plan(steps=steps, batch_size=BATCH, learning_rate=RATE, precision=precision, seed=0)
     objective = objectives.Supervised(_network(data, encoder))
-    return lambda: training.fit(objective, data, "exact", plan)
+    return lambda data: training.fit(objective, data, "exact", plan)
 
 
 def _bare(data: PatchSet, encoder: str, precision: str) -> Callable[[], object]:
@@ -84,7 +84,7 @@ def _bare(data: PatchSet, encoder: str, precision: str) -> Callable[[], object]:
     return loop
 
 
-def _torchgeo(data: PatchSet, encoder: str) -> Callable[[], object]:
+def _torchgeo(data: PatchSet, encoder: str, precision: str) -> Callable[[], object]:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -99,11 +99,11 @@ def _torchgeo(data: PatchSet, encoder: str) -> Callable[[], object]:
     samples = [{"image": image, "mask": mask} for image, mask in zip(images, masks, strict=True)] * STEPS
     loader = DataLoader(samples, batch_size=BATCH, shuffle=True)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    folder = tempfile.gettempdir()
+    how = {"precision": training.PRECISIONS[precision], "default_root_dir": tempfile.gettempdir()} | quiet
 
     def loop() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of few workers and no validation
-            trainer(max_steps=STEPS, default_root_dir=folder, **quiet).fit(task, loader)
+            trainer(max_steps=STEPS, **how).fit(task, loader)
 
     return loop

@@ -62,9 +62,8 @@ def city_patches(scene: simulate.Scene) -> patches.PatchSet:
 
 def bench_training() -> list[Row]:
     """A U-Net of full width in both precisions."""
-    data, rival = city_patches(simulate.city_scene(0, SCENE_PX)), trainings.rival_installed()
-    return [row for precision in ("fp32", "bf16")
-            for row in trainings.bench(data, "resnet18", precision, repeats=3, rival=rival)]  # fmt: skip
+    data = city_patches(simulate.city_scene(0, SCENE_PX))
+    return [row for precision in ("fp32", "bf16") for row in trainings.bench(data, "resnet18", precision)]
 
 
 def bench_lidar(folder: Path) -> list[Row]:

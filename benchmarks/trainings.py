@@ -28,22 +28,21 @@ from nbutils.patches import PatchSet
 BATCH, STEPS, CLASSES, RATE = 16, 8, 8, 1e-3
 
 
-def bench(data: PatchSet, encoder: str, precision: str, *, repeats: int = 5, rival: bool = False) -> list[Row]:
-    """Speeds and ratios of one precision; with a `rival` also torchgeo's.
+def bench(data: PatchSet, encoder: str, precision: str, *, repeats: int = 3) -> list[Row]:
+    """Speeds and ratios of one precision, with torchgeo's where it is installed.
 
     Args:
         data: Patches to learn from.
         encoder: Of the U-Net.
         precision: ``fp32`` or ``bf16``.
         repeats: Rounds that count.
-        rival: Whether torchgeo runs too, if it is installed.
     """
     what = f"U-Net {encoder}, {data.patch_px} px, {precision}"
     ours, bare, theirs = f"train {what}", f"- bare loop, {what}", f"- torchgeo under Lightning, {precision}"
     learn = fitting(data, encoder, precision)
     runners: dict[str, Callable[[], object]] = {ours: lambda: learn(data), bare: _bare(data, encoder, precision)}
     pairs = {f"- as fast as the bare loop, {precision}": (ours, bare)}
-    if rival:
+    if rival_installed():
         runners[theirs] = _torchgeo(data, encoder, precision)
         pairs[f"- as fast as torchgeo, {precision}"] = (ours, theirs)
     with one_thread():

@@ -194,6 +194,26 @@ def test_tables_alone_can_be_published(tmp_path):
     assert {path.name for path in target.iterdir()} == {"04_loss.csv", "claims.csv"}
 
 
+def test_publishing_that_is_cut_short_leaves_every_file_as_it_was(tmp_path, monkeypatch):
+    source, target = tmp_path / "source", tmp_path / "target"
+    for folder, text in ((source, "new"), (target, "old")):
+        folder.mkdir()
+        for name in ("03_a.csv", "04_b.csv"):
+            (folder / name).write_text(text)
+    copy = study.shutil.copyfile
+
+    def torn(one, other):
+        if one.name == "04_b.csv":
+            Path(other).write_text("n")
+            raise KeyboardInterrupt
+        return copy(one, other)
+
+    monkeypatch.setattr(study.shutil, "copyfile", torn)
+    with pytest.raises(KeyboardInterrupt):
+        study.publish(source, target)
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"03_a.csv": "old", "04_b.csv": "old"}
+
+
 def test_only_some_notebooks_are_run(tmp_path):
     for name in ("00_a.ipynb", "03_b.ipynb", "04_c.ipynb"):
         (tmp_path / name).write_text("{}")

@@ -31,6 +31,8 @@ import psutil
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
+from nbutils.disk import scratch_folder
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 INPUT_ERRORS = ("CardError", "DataMissing")  # raised in a kernel: the message is the whole story
@@ -267,10 +269,15 @@ def publish(
         largest = ", ".join(path.name for path in sorted(files, key=lambda path: -path.stat().st_size)[:3])
         raise StudyError(f"figures of {size / 1e6:.1f} MB, at most {PUBLISHED_BYTES / 1e6:.0f}; largest: {largest}", 1)
     target.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(target) as scratch:  # a file is whole or as it was, whenever this is killed
+        for path in files:
+            shutil.copyfile(path, scratch / path.name)
+        for path in files:
+            os.replace(scratch / path.name, target / path.name)
+    names = {path.name for path in files}
     for stale in [path for pattern in PUBLISHED for path in target.glob(pattern) if meant(path)]:
-        stale.unlink()
-    for path in files:
-        shutil.copyfile(path, target / path.name)
+        if stale.name not in names:
+            stale.unlink()
     return len(files)
 
 

@@ -81,7 +81,7 @@ def test_the_campaign_tells_a_study_that_survives_from_one_that_does_not(how, su
     reference = writer("whole")(tmp_path / "reference")
     span = kills.undisturbed(reference)
     about = {"kills": 6, "span": span, "rng": np.random.default_rng(0)}
-    rows = list(kills.campaign(writer(how), reference.store, tmp_path / "killed", **about))
+    rows = list(kills.campaign(writer(how), reference, tmp_path / "killed", **about))
     assert sum(row["what"] == "driver" for row in rows) == 6 and rows[-1]["what"] == "study"
     if survives:
         assert all(row["survived"] == "yes" for row in rows)

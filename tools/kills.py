@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,12 +41,14 @@ class Study:
         store: What it fills.
         folder: Where it is run.
         parts: By name, words of the command lines of processes that may be killed; the one it starts with is "driver".
+        published: Folder whose figures and tables it replaces at its end, if it does.
     """
 
     command: Sequence[str | Path]
     store: Path
     folder: Path = ROOT
     parts: dict[str, str] = field(default_factory=lambda: {"worker": "spawn_main"})
+    published: Path | None = None
 
 
 def small(store: Path, fingerprint: str, *, workers: int = 2) -> Study:
@@ -150,6 +153,34 @@ def unlike(store: Path, reference: Path, *, ended: bool) -> list[str]:
     return faults
 
 
+def torn(published: Path, reference: Path, *, ended: bool) -> list[str]:
+    """What is wrong with a folder of figures and tables that a study replaces when it is done.
+
+    Args:
+        published: Where a study was disturbed.
+        reference: Where it was left alone.
+        ended: Whether the study has come to its end: then all must be there, and be the same.
+
+    Returns:
+        Faults in words; none if all is well. Before the end each file is as it was in `figures/` of this repository, or
+        as it becomes. Tables are compared but for seconds.
+    """
+    names = {path.name for path in reference.iterdir()}
+    faults = []
+    for path in sorted(path for path in published.iterdir() if ended or path.is_file()):
+        new = path.name in names and _content(path) == _content(reference / path.name)
+        if not new and (ended or _content(path) != _content(ROOT / "figures" / path.name)):
+            faults.append(f"{path.name} is {'torn or another' if path.name in names else 'left'}")
+    return faults + [f"{name} is missing" for name in sorted(names) if ended and not (published / name).exists()]
+
+
+def _content(path: Path) -> bytes | str:
+    """Of a file; of a table without its column of seconds."""
+    if path.suffix != ".csv" or not path.is_file():
+        return path.read_bytes() if path.is_file() else b""
+    return pd.read_csv(path, dtype=str).drop(columns="seconds", errors="ignore").to_csv(index=False)
+
+
 def _runs(store: Path) -> list[Path]:
     return sorted(path for path in store.glob("[0-9a-f]*") if path.is_dir())
 
@@ -207,7 +238,7 @@ def _begun(store: Path) -> bool:
 
 def campaign(
     make: Callable[[Path], Study],
-    reference: Path,
+    reference: Study,
     folder: Path,
     *,
     kills: int,
@@ -218,7 +249,7 @@ def campaign(
 
     Args:
         make: Gives the study for a folder that is empty, or holds what its last life left.
-        reference: Store of the study that was left alone.
+        reference: The study that was left alone.
         folder: For the disturbed studies, one after the other.
         kills: Number of kills.
         span: Seconds as `undisturbed` gives them; moments are even from half the first to the second.
@@ -245,7 +276,7 @@ def campaign(
 
 
 def _killed(
-    study: Study, reference: Path, span: tuple[float, float], rng: np.random.Generator
+    study: Study, reference: Study, span: tuple[float, float], rng: np.random.Generator
 ) -> dict[str, Any] | None:
     """One life that ends by a kill, looked at; None where it came to its end before."""
     start, life = time.monotonic(), Life(study)
@@ -265,8 +296,10 @@ def _killed(
     return row(name, f"SIGKILL after {moment:.1f} s: {stored} runs, {saved} checkpoints there", faults, start)
 
 
-def _faults(study: Study, reference: Path, ended: bool, left: str) -> list[str]:
-    there = unlike(study.store, reference, ended=ended) if study.store.is_dir() else []
+def _faults(study: Study, reference: Study, ended: bool, left: str) -> list[str]:
+    there = unlike(study.store, reference.store, ended=ended) if study.store.is_dir() else []
+    if study.published and reference.published:
+        there += torn(study.published, reference.published, ended=ended)
     return there + ([f"processes are left: {left}"] if left else [])
 
 
@@ -276,20 +309,28 @@ def _failure(status: int | None, life: Life) -> str:
 
 
 # ---- notebooks ---------------------------------------------------------------------------------------------------
-def notebooks(place: Path, only: str) -> Study:
-    """Some notebooks at the smoke profile, in a copy of this repository with its world and patches, and no runs."""
+def notebooks(place: Path, only: str = "") -> Study:
+    """The study as `make study` and `make figures` run it, at the smoke profile, in a copy of this repository.
+
+    Args:
+        place: Folder of the copy, made where it is not there: with the worlds and the committed figures, but without
+            patches and runs.
+        only: Numbers of notebooks, comma between them; all of them unless given.
+    """
     if not place.exists():
         copied(place)
-    command = [sys.executable, "tools/study.py", "--profile", "smoke", "--only", only]
-    return Study(command, place / "data/runs", place, {"kernel": "ipykernel_launcher"})
+    command = [sys.executable, "tools/study.py", "--profile", "smoke", "--only", only, "--publish", "figures"]
+    parts = {"kernel": "ipykernel_launcher", "worker": "spawn_main"}
+    return Study(command, place / "data/runs", place, parts, place / "figures")
 
 
 def copied(place: Path) -> None:
-    """Copy to a new folder what notebooks need of this repository; worlds and patches are shared, runs are not."""
-    for name in ("nbutils", "notebooks", "tools", "data/datasets", "data/globe"):
-        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    """Copy to a new folder what notebooks need of this repository; worlds are shared."""
+    left_out = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for name in ("nbutils", "notebooks", "tools", "figures", "data/datasets", "data/globe"):
+        shutil.copytree(ROOT / name, place / name, ignore=left_out)
     shutil.copy(ROOT / "data/preflight.csv", place / "data")
     (place / "data/cache").mkdir()
-    for name in ("city", "city_elsewhere", "patches"):
+    for name in ("city", "city_elsewhere"):
         if (ROOT / "data/cache" / name).is_dir():
             (place / "data/cache" / name).symlink_to(ROOT / "data/cache" / name)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbutils.patches import PatchSet
+from nbutils.shards import Shards
 
 
 class Batch(NamedTuple):
@@ -31,8 +32,9 @@ class Batches(Iterator[Batch]):
 
     The order is a new permutation each epoch, joined end to end, so that every patch is seen equally often (to within
     one) however many batches are drawn. In pairs of dates an epoch is over places, each on one of its dates: patches of
-    one place in one epoch would count as others of each other. Patches are held in memory and augmented as whole
-    batches, which on a CPU beats worker processes.
+    one place in one epoch would count as others of each other. Patches are augmented as whole batches, which on a CPU
+    beats worker processes. Arrays in memory are held where the batches are made; of those on disk (`Shards`) each batch
+    is read when its turn comes, and the system is told of the next, so that it reads it meanwhile.
 
     Args:
         patches: Square patches, at least one.
@@ -43,6 +45,8 @@ class Batches(Iterator[Batch]):
         paired: Whether each patch comes with another of the same place, drawn evenly from its other dates and turned
             alike; with itself where there is no other.
         truth: (N, h, w) uint8 masks that are turned along, or None.
+        share: Of processes that draw the same batches together, which this is and how many they are: it is given its
+            part of each batch.
     """
 
     def __init__(
@@ -54,11 +58,12 @@ class Batches(Iterator[Batch]):
         seed: int,
         device: torch.device | str = "cpu",
         paired: bool = False,
-        truth: NDArray[np.uint8] | None = None,
+        truth: NDArray[np.uint8] | Shards | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.patches, self.batch_size, self.paired, self.device = patches, batch_size, paired, device
-        self.images = _held(patches.images, device)
-        self.masks = _held(patches.masks[target], device)
+        self.part = slice(share[0], None, share[1])
+        self.images, self.masks = (_held(array, device) for array in (patches.images, patches.masks[target]))
         self.truth = None if truth is None else _held(truth, device)
         dates = _Dates(patches.places) if paired and patches.places is not None else None
         self.dates = dates if dates is not None and dates.several else None
@@ -70,14 +75,16 @@ class Batches(Iterator[Batch]):
             self.waiting = torch.cat([self.waiting, self._epoch()])
         index, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
         turns = torch.randint(8, (len(index),), generator=self.generator)
+        partners = None if self.dates is None else self.dates.partners(index, self.generator)[self.part]
+        index, turns = index[self.part], turns[self.part]
+        self._expect(self.waiting[: self.batch_size][self.part])
         images = self._images(index, turns)
-        if self.dates is not None:
-            partners = self._images(self.dates.partners(index, self.generator), turns)
-            images = _stacked(images, partners)
+        if partners is not None:
+            images = _stacked(images, self._images(partners, turns))
         elif self.paired:
             images = images.expand(2, *images.shape)
-        truth = None if self.truth is None else turned(self.truth, index, turns)
-        return Batch(images, turned(self.masks, index, turns), truth)
+        truth = None if self.truth is None else self._turned(self.truth, index, turns)
+        return Batch(images, self._turned(self.masks, index, turns), truth)
 
     def _epoch(self) -> Tensor:
         """Return the next patches in random order."""
@@ -86,7 +93,18 @@ class Batches(Iterator[Batch]):
         return torch.randperm(len(self.patches), generator=self.generator)
 
     def _images(self, index: Tensor, turns: Tensor) -> Tensor:
-        return normalise(turned(self.images, index, turns), self.patches)
+        return normalise(self._turned(self.images, index, turns), self.patches)
+
+    def _turned(self, source: Tensor | Shards, index: Tensor, turns: Tensor) -> Tensor:
+        if isinstance(source, Shards):
+            source, index = torch.as_tensor(source[index.numpy()], device=self.device), torch.arange(len(index))
+        return turned(source, index, turns)
+
+    def _expect(self, index: Tensor) -> None:
+        """Tell of patches whose turn comes next; who their partners will be is not known yet."""
+        for source in (self.images, self.masks, self.truth):
+            if isinstance(source, Shards):
+                source.expect(index.numpy())
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the generator's state and the patches that wait for their turn, all that the next batch depends on."""
@@ -158,8 +176,8 @@ def turned(source: Tensor, index: Tensor, turns: Tensor) -> Tensor:
     return out
 
 
-def _held(array: NDArray, device: torch.device | str) -> Tensor:
-    return torch.as_tensor(np.ascontiguousarray(array), device=device)
+def _held(array: NDArray | Shards, device: torch.device | str) -> Tensor | Shards:
+    return array if isinstance(array, Shards) else torch.as_tensor(np.ascontiguousarray(array), device=device)
 
 
 def _stacked(here: Tensor, there: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from nbutils import statistics
 from nbutils.batches import normalise
 from nbutils.legend import VOID
 from nbutils.patches import PatchSet
+from nbutils.shards import Shards
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 BOUNDARY_PX = 2  # width of a boundary; Cheng et al. take 2 % of the diagonal, which is 1.8 px at 64 px, 2.7 at 96
@@ -44,12 +45,14 @@ def predict(
 def evaluate(
     network: nn.Module,
     patches: PatchSet,
-    target: NDArray[np.uint8],
+    target: NDArray[np.uint8] | Shards,
     n_classes: int,
     *,
     precision: str = "fp32",
 ) -> dict[str, Tally]:
     """Count predictions against a target, scene by scene; void counts nowhere.
+
+    A scene is counted when its last patch is predicted, so that no more is held than scenes that are not whole.
 
     Args:
         network: Predicts `n_classes` classes.
@@ -58,18 +61,24 @@ def evaluate(
         n_classes: K.
         precision: ``fp32`` or ``bf16``.
     """
-    parts = list(_classified(network, patches, precision, batch_size=64))
-    prediction, confidence = (np.concatenate(each) for each in zip(*parts, strict=True))
-    tallies = {}
-    for scene in np.unique(patches.scenes):
-        own = patches.scenes == scene
-        said, truth = prediction[own], np.asarray(target[own])
-        tallies[str(scene)] = Tally(
-            statistics.confusion_counts(said, truth, n_classes),
-            boundary_counts(said, truth, n_classes),
-            calibration_counts(confidence[own], said, truth),
-        )
-    return tallies
+    waiting: dict[int, tuple[NDArray, NDArray]] = {}  # of scenes that are not seen whole yet
+    scenes, scene, missing = np.unique(patches.scenes, return_inverse=True, return_counts=True)
+    tallies, start = {}, 0
+    for prediction, confidence in _classified(network, patches, precision, batch_size=64):
+        waiting |= {start + i: pair for i, pair in enumerate(zip(prediction, confidence, strict=True))}
+        own = scene[start : start + len(prediction)]
+        missing -= np.bincount(own, minlength=len(scenes))
+        start += len(prediction)
+        for seen in np.unique(own)[missing[np.unique(own)] == 0]:
+            index = np.flatnonzero(scene == seen)
+            said, sure = (np.stack(each) for each in zip(*map(waiting.pop, index.tolist()), strict=True))
+            truth = np.asarray(target[index])
+            tallies[str(scenes[seen])] = Tally(
+                statistics.confusion_counts(said, truth, n_classes),
+                boundary_counts(said, truth, n_classes),
+                calibration_counts(sure, said, truth),
+            )
+    return {name: tallies[name] for name in map(str, scenes)}
 
 
 def boundary_counts(

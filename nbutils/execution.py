@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from threadpoolctl import threadpool_limits
 from torch import nn
 from tqdm import tqdm
@@ -37,10 +38,16 @@ from nbutils.store import ENCODER, RUNS, Result, Run, StoreError, read, write, w
 from nbutils.workers import check_script
 
 
-def execute(run: Run, store: Path = RUNS) -> Result:
+def execute(run: Run, store: Path = RUNS, fabric: Fabric | None = None) -> Result:
     """Return the run's result, computing and storing it first if it is not there.
 
     Computes on one thread, so that the bits do not depend on how many runs share the machine.
+
+    Args:
+        run: What to compute.
+        store: Folder of the results.
+        fabric: Of the processes that train together and all call this; the first evaluates and stores. Left out, this
+            process trains alone.
 
     Raises:
         WeightsError: The parent's weights are missing or unreadable.
@@ -60,7 +67,10 @@ def execute(run: Run, store: Path = RUNS) -> Result:
             data = prepared(store / run.parent.key, data)
             licences.append(weights.load(store / run.parent.key)[1].licence)
         with _saving(_checkpoint(run, store)):
-            trained, curve = _train(run, data, store)
+            trained, curve = _train(run, data, store, fabric)
+        if fabric is not None and not fabric.is_global_zero:
+            fabric.barrier()
+            return read(run, store)
         tallies = _evaluate(run, trained, data)
         seconds = time.perf_counter() - start
         card = weights.WeightCard(
@@ -78,6 +88,8 @@ def execute(run: Run, store: Path = RUNS) -> Result:
         )
         keep(run, trained.state_dict(), card, store, tallies=tallies, curve=curve, seconds=seconds)
     _forget(run, store)
+    if fabric is not None:
+        fabric.barrier()
     return read(run, store)
 
 
@@ -203,7 +215,9 @@ def prepared(result_folder: Path, data: PatchSet) -> PatchSet:
     return replace(data, scale=card.scale, mean=card.mean, std=card.std)
 
 
-def _train(run: Run, data: PatchSet, store: Path) -> tuple[nn.Module, list[dict[str, float]]]:
+def _train(
+    run: Run, data: PatchSet, store: Path, fabric: Fabric | None = None
+) -> tuple[nn.Module, list[dict[str, float]]]:
     """Train what the run describes; return the module whose weights are kept, and the learning curve."""
     plan = training.Plan(run.steps, run.batch_size, run.learning_rate, run.precision, run.seed, stop=run.stop)
     seen = data.split(run.stage)
@@ -232,6 +246,7 @@ def _train(run: Run, data: PatchSet, store: Path) -> tuple[nn.Module, list[dict[
         looks=run.looks,
         checkpoint=_checkpoint(run, store),
         tag=run.key,
+        fabric=fabric,
     )
     return trained, curve
 

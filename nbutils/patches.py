@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nbutils import ROOT, cards, files, legend, simulate, sources, windows
-from nbutils.blockwise import blocks, moments
+from nbutils import ROOT, cards, files, legend, shards, simulate, sources, windows
 from nbutils.disk import code_digest, publish, scratch_folder, write_json
 from nbutils.legend import Legend
+from nbutils.shards import Shards, blocks, chosen, moments
 from nbutils.workers import mapper
 
 CACHE = ROOT / "data" / "cache" / "patches"
@@ -29,6 +29,9 @@ LARGE_PX = 1 << 26  # data sets with larger images are read in one process: each
 @dataclass(frozen=True)
 class PatchSet:
     """Patches of one data set.
+
+    Images and masks are arrays in memory, or `Shards` on disk; where a set is stored, the rows chosen from it stay on
+    disk if they are many.
 
     Attributes:
         name: Name of the data set.
@@ -50,8 +53,8 @@ class PatchSet:
 
     name: str
     fingerprint: str
-    images: NDArray
-    masks: dict[str, NDArray[np.uint8]]
+    images: NDArray | Shards
+    masks: dict[str, NDArray[np.uint8] | Shards]
     scenes: NDArray[np.str_]
     member: dict[str, NDArray[np.bool_]]
     bands: tuple[str, ...]
@@ -87,8 +90,8 @@ class PatchSet:
         """Return the patches at `index` (integers or a bool mask); the fingerprint stays that of the whole set."""
         return replace(
             self,
-            images=self.images[index],
-            masks={name: mask[index] for name, mask in self.masks.items()},
+            images=chosen(self.images, index),
+            masks={name: chosen(mask, index) for name, mask in self.masks.items()},
             scenes=self.scenes[index],
             member={name: member[index] for name, member in self.member.items()},
             places=None if self.places is None else self.places[index],
@@ -124,7 +127,7 @@ class PatchSet:
             return self
         return self.take(np.sort(np.unique(self.places, return_index=True)[1]))
 
-    def exact_as_noisy(self) -> NDArray[np.uint8]:
+    def exact_as_noisy(self) -> NDArray[np.uint8] | Shards:
         """Return the exact masks in the noisy map's legend, (N, h, w) uint8.
 
         Raises:
@@ -136,7 +139,7 @@ class PatchSet:
         if source.name == target.name:
             return self.masks["exact"]
         table = self.crosswalk or legend.CROSSWALKS[source.name, target.name]
-        return legend.translate(self.masks["exact"], legend.crosswalk(source, target, table))
+        return _translated(self.masks["exact"], legend.crosswalk(source, target, table))
 
 
 def open_dataset(card_path: str | Path) -> sources.Dataset:
@@ -175,7 +178,7 @@ def cut(dataset: sources.Dataset, *, size_px: int, max_patches: int, seed: int =
         workers: Processes that read and label files; one where images are larger than `LARGE_PX`.
 
     Returns:
-        All patches of all splits; arrays are memory-mapped.
+        All patches of all splits, on disk.
 
     Raises:
         sources.SourceError: A file cannot be read or a mask is not on its image's grid; the message names it.
@@ -203,7 +206,7 @@ def cut(dataset: sources.Dataset, *, size_px: int, max_patches: int, seed: int =
     return load(patches.fingerprint)
 
 
-def with_noisy(patches: PatchSet, noisy: NDArray[np.uint8], noisy_legend: Legend) -> PatchSet:
+def with_noisy(patches: PatchSet, noisy: NDArray[np.uint8] | Shards, noisy_legend: Legend) -> PatchSet:
     """Return the same patches with another noisy map, stored under its own fingerprint.
 
     Args:
@@ -230,8 +233,13 @@ def in_legend(patches: PatchSet, wanted: Legend, mapping: Mapping[str, str | Non
         ValueError: The mapping is not known, or not complete.
     """
     lookup = legend.crosswalk(patches.exact_legend, wanted, mapping)
-    masks = {**patches.masks, "exact": legend.translate(np.asarray(patches.masks["exact"]), lookup)}
+    masks = {**patches.masks, "exact": _translated(patches.masks["exact"], lookup)}
     return named(replace(patches, masks=masks, exact_legend=wanted, crosswalk=None))
+
+
+def _translated(mask: NDArray[np.uint8] | Shards, lookup: NDArray[np.uint8]) -> NDArray[np.uint8] | Shards:
+    translate = partial(legend.translate, lookup=lookup)
+    return mask.changed(translate) if isinstance(mask, Shards) else translate(mask)
 
 
 def reordered(patches: PatchSet, seed: int) -> PatchSet:
@@ -255,9 +263,8 @@ def store(patches: PatchSet) -> Path:
     if (CACHE / patches.fingerprint).exists():
         return CACHE / patches.fingerprint
     with scratch_folder(CACHE) as scratch:
-        np.save(scratch / "images.npy", patches.images)
-        for name, mask in patches.masks.items():
-            np.save(scratch / f"{name}.npy", mask)
+        for name, array in {"images": patches.images, **patches.masks}.items():
+            shards.save(scratch, name, array)
         return _publish(patches, scratch)
 
 
@@ -292,21 +299,23 @@ def _named(own: Legend) -> str | dict:
 
 
 def load(fingerprint: str) -> PatchSet:
-    """Read a stored patch set; the arrays are memory-mapped.
+    """Open a stored patch set; its arrays stay on disk.
 
     Raises:
         FileNotFoundError: No patch set with this fingerprint is stored here.
+        ShardError: A file of it is missing or damaged.
     """
     folder = CACHE / fingerprint
     if not folder.is_dir():
         raise FileNotFoundError(f"no patches {fingerprint[:16]} under {CACHE}; cut the data set again")
     fields = json.loads((folder / "patches.json").read_text())
     n = len(fields["scenes"])
+    arrays = {name: shards.open_array(folder, name, rows=n) for name in ("images", "noisy", "exact")}
     return PatchSet(
         name=fields["name"],
         fingerprint=fingerprint,
-        images=np.load(folder / "images.npy", mmap_mode="r"),
-        masks={name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("noisy", "exact")},
+        images=arrays.pop("images"),
+        masks=arrays,
         scenes=np.array(fields["scenes"]),
         member={name: np.isin(np.arange(n), index) for name, index in fields["member"].items()},
         bands=tuple(fields["bands"]),
@@ -379,12 +388,12 @@ def _cut(dataset: sources.Dataset, size_px: int, max_patches: int, seed: int, wo
         shape = {"images": (len(scenes), len(card.images.bands), size_px, size_px), "exact": square, "noisy": square}
         for name in shape:
             kind = dtype if name == "images" else np.uint8
-            np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, shape[name])
+            shards.create(folder, name, np.dtype(kind), shape[name])
         numbers = [survey.numbers for survey in surveys]
         mine = np.split(wanted, np.cumsum([len(own) for own in numbers])[:-1])
         first = np.cumsum([0, *(int(own.sum()) for own in mine)])[:-1].tolist()
         list(each(partial(windows.fill, dataset, size_px, folder), tiles, whole, numbers, mine, first))
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shape}
+    arrays = {name: shards.open_array(folder, name) for name in shape}
     mean, std = moments(arrays["images"], member["pretrain"], card.images.scale)
     patches = PatchSet(
         name=card.name,
@@ -410,11 +419,11 @@ def _cut(dataset: sources.Dataset, size_px: int, max_patches: int, seed: int, wo
 def _spread(scenes: NDArray[np.str_], rng: np.random.Generator) -> NDArray[np.intp]:
     """Order patches so that every prefix is spread evenly over the scenes: one of each scene in turn."""
     shuffled = rng.permutation(len(scenes))
+    _, scene, counts = np.unique(scenes[shuffled], return_inverse=True, return_counts=True)
+    by_scene = np.argsort(scene, kind="stable")
     turn = np.empty(len(scenes), dtype=np.intp)
-    for scene in np.unique(scenes):
-        own = shuffled[scenes[shuffled] == scene]
-        turn[own] = np.arange(len(own))
-    return shuffled[np.argsort(turn[shuffled], kind="stable")]
+    turn[by_scene] = np.arange(len(scenes)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return shuffled[np.argsort(turn, kind="stable")]
 
 
 def content_hash(patches: PatchSet) -> str:

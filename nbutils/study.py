@@ -25,6 +25,7 @@ from nbutils import (
     networks,
     patches,
     probing,
+    shards,
     statistics,
     tasks,
     training,
@@ -36,6 +37,7 @@ from nbutils.disk import code_digest
 from nbutils.execution import build, encoder_weights, execute, prepared, run_many, watched
 from nbutils.legend import VOID
 from nbutils.patches import PatchSet
+from nbutils.shards import blocks
 from nbutils.store import ENCODER, RUNS, Result, Run, cached, check_code, read
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "grid",
     "modules_of",
     "network_of",
+    "precision_of",
     "prepared",
     "pretraining",
     "probe_layers",
@@ -72,7 +75,7 @@ def arms_of(data: PatchSet, wanted: Sequence[str]) -> list[str]:
     """
     for arm in wanted:
         arms.check(arm)
-    known = (data.split("pretrain").masks["exact"] != VOID).any()
+    known = any((block != VOID).any() for _, block in blocks(data.split("pretrain").masks["exact"]))
     return ["random", *(arm for arm in dict.fromkeys(wanted) if arm != "exact" or known)]
 
 
@@ -131,7 +134,7 @@ def pretraining(
         batch_size=batch_size,
         learning_rate=learning_rate or arms.rate_of(arm),
         seed=seed,
-        precision=_precision(precision),
+        precision=precision_of(precision),
         code=_code(arm, monitored=monitored),
         looks=looks,
         stop=stop,
@@ -194,7 +197,7 @@ def finetuning(
         batch_size=batch_size,
         learning_rate=learning_rate or LEARNING_RATES["finetune"],
         seed=seed,
-        precision=_precision(precision),
+        precision=precision_of(precision),
         code=_code("exact", carried),
         parent=parent,
         carried=carried,
@@ -430,7 +433,7 @@ def _code(arm: str, carried: str = ENCODER, monitored: bool = False) -> str:
 def _parts(arm: str, carried: str, monitored: bool) -> tuple[ModuleType | type | Callable, ...]:
     partly = () if carried == ENCODER else (probing.layers, probing.carry)
     partly += (probing.layers, probing.susceptibility, execution._judge) if monitored else ()
-    reading = (PatchSet.take, PatchSet.split, PatchSet.budget, PatchSet.exact_as_noisy, patches._spread)
+    reading = (shards, PatchSet.take, PatchSet.split, PatchSet.budget, PatchSet.exact_as_noisy, patches._spread)
     running = (execution.build, execution.prepared, execution._train, execution._evaluate)
     counting = (execution._tallies, statistics.confusion_counts)
     passing = (encoder_weights, weights.encoder_part, arms.objective_of, *partly)
@@ -438,5 +441,6 @@ def _parts(arm: str, carried: str, monitored: bool) -> tuple[ModuleType | type |
     return (networks, *loop, *arms.code_of(arm), *reading, *running, *counting, *passing)
 
 
-def _precision(asked: str) -> str:
+def precision_of(asked: str) -> str:
+    """Return the precision that ``auto`` stands for on this machine; others as they are."""
     return training.fastest_precision() if asked == "auto" else asked

@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from nbutils.disk import write_json
 from nbutils.evaluation import PRECISIONS
 from nbutils.files import alone
 from nbutils.patches import PatchSet
+from nbutils.shards import Shards
 from nbutils.watching import Watch, look
 
 _MIN_GAIN = (
@@ -84,12 +86,13 @@ def fit(
     target: str,
     plan: Plan,
     *,
-    truth: NDArray[np.uint8] | None = None,
+    truth: NDArray[np.uint8] | Shards | None = None,
     judge: Callable[[], dict[str, float]] | None = None,
     looks: int = 10,
     checkpoint: Path | None = None,
     tag: str = "",
     save_every_s: float = 60.0,
+    fabric: Fabric | None = None,
 ) -> list[dict[str, float]]:
     """Train an objective in place; what was killed goes on from its last checkpoint, on a CPU to the same bits.
 
@@ -109,6 +112,8 @@ def fit(
         tag: What determines the result besides the arguments above, such as the key of the run: with another tag, and
             where the file is damaged, training starts anew.
         save_every_s: Least seconds between two checkpoints.
+        fabric: Of the processes that train together, launched: all call this alike, and each learns from its share of
+            every batch. Left out, this process trains alone, on whatever device there is.
 
     Returns:
         At most 50 points over training: ``step`` and ``loss``, the mean since the point before. Where the objective
@@ -118,13 +123,15 @@ def fit(
         the judge said.
 
     Raises:
-        ValueError: The truth is not of the masks' shape and type.
+        ValueError: The truth is not of the masks' shape and type; or several processes cannot share the objective, or
+            the batches.
         TrainingError: The loss is no longer finite; the message names the step.
     """
     given = patches.masks[target]
     if truth is not None and (truth.shape != given.shape or truth.dtype != np.uint8):
         raise ValueError(f"truth must be uint8 {given.shape} like the {target} masks, got {truth.dtype} {truth.shape}")
-    loop = _Loop(objective, patches, target, plan, truth)
+    loop = _Loop(objective, patches, target, plan, truth, fabric or alone_on(plan.precision))
+    first = loop.fabric.is_global_zero
     ends = [step for step in curve_steps(plan.steps) if step < plan.last] + [plan.last]
     looked = set() if judge is None else _spaced(ends, looks)
     owner = json.dumps(
@@ -140,13 +147,13 @@ def fit(
                 loop.learn()
                 if loop.step in ends:
                     loop.curve.append(loop.point())
-                if loop.step in looked:
+                if loop.step in looked and first:
                     loop.curve[-1] = {**look(objective, judge), **loop.curve[-1]}
-                if checkpoint is not None and time.monotonic() - clock >= save_every_s:
+                if checkpoint is not None and first and time.monotonic() - clock >= save_every_s:
                     checkpoints.save(checkpoint, owner, loop.state_dict())
                     clock = time.monotonic()
         except TrainingError:
-            if checkpoint is not None:
+            if checkpoint is not None and first:
                 checkpoints.remove(checkpoint)
             raise
     objective.to("cpu")
@@ -165,10 +172,13 @@ class _Loop:
         patches: PatchSet,
         target: str,
         plan: Plan,
-        truth: NDArray[np.uint8] | None,
+        truth: NDArray[np.uint8] | Shards | None,
+        fabric: Fabric,
     ) -> None:
         keep_memory()
-        self.fabric = Fabric(accelerator="auto", devices=1, precision=PRECISIONS[plan.precision])
+        self.fabric = fabric
+        if fabric.world_size > 1:
+            _share(objective, plan, fabric.world_size)
         self.objective, self.plan = objective.to(memory_format=torch.channels_last), plan
         weights = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True)
@@ -176,8 +186,9 @@ class _Loop:
         self.module, self.stepper = self.fabric.setup(objective, self.optimizer)
         self.module.train()
         settings = {"batch_size": plan.batch_size, "seed": plan.seed, "paired": objective.paired, "truth": truth}
+        settings["share"] = (fabric.global_rank, fabric.world_size)
         self.batches = Batches(patches, target, device=self.fabric.device, **settings)
-        self.step, self.watch = 0, Watch()
+        self.step, self.watch = 0, Watch(partial(fabric.all_reduce, reduce_op="sum"))
         self.curve: list[dict[str, float]] = []
         self.losses: list[Tensor] = []  # since the last point of the curve
 
@@ -192,7 +203,7 @@ class _Loop:
         self.stepper.zero_grad()
         self.schedule.step()
         self.step += 1
-        self.losses.append(loss.detach())
+        self.losses.append(self.fabric.all_reduce(loss.detach()))
         if objective.logits is not None:
             self.watch.add(objective.logits, masks, truth)
 
@@ -246,6 +257,20 @@ class _Loop:
         self.step, self.curve = state["step"], state["curve"]
         self.losses = [loss.to(device) for loss in state["losses"]]
         self.watch.counts = None if state["watch"] is None else state["watch"].to(device)
+
+
+def alone_on(precision: str) -> Fabric:
+    """One process, on an accelerator where there is one."""
+    return Fabric(accelerator="auto", devices=1, precision=PRECISIONS[precision])
+
+
+def _share(objective: objectives.Objective, plan: Plan, processes: int) -> None:
+    """Prepare an objective for several processes, in place."""
+    if not objective.shared:
+        raise ValueError(f"{type(objective).__name__} needs its whole batch in one process; train it in one")
+    if plan.batch_size % processes:
+        raise ValueError(f"{processes} processes cannot share batches of {plan.batch_size} patches evenly")
+    objectives.share_statistics(objective)
 
 
 def _unlisted(module: nn.Module) -> dict[str, Tensor]:

@@ -11,9 +11,14 @@ SHARES = ("accuracy", "truth_accuracy", "wrong_as_labelled", "wrong_as_truth")
 
 
 class Watch:
-    """Running shares of pixels, counted where the batch is and read only when asked for."""
+    """Running shares of pixels, counted where the batch is and read only when asked for.
 
-    def __init__(self) -> None:
+    Args:
+        total: Sums counts over the processes that share a batch.
+    """
+
+    def __init__(self, total: Callable[[Tensor], Tensor] = lambda counts: counts) -> None:
+        self.total = total
         self.counts: Tensor | None = None  # (4, 2) int64: pixels of that kind, of how many; a row for each of SHARES
 
     @torch.no_grad()
@@ -25,7 +30,7 @@ class Watch:
             masks: (n, h, w) uint8 labels it learned from, 255 = void.
             truth: (n, h, w) uint8 in the same legend, 255 = void, or None.
         """
-        counts = count(logits, masks, truth)
+        counts = self.total(count(logits, masks, truth))
         self.counts = counts if self.counts is None else self.counts + counts
 
     def take(self) -> dict[str, float]:

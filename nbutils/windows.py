@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nbutils import cards, distance, files, labelling, legend, majority, maps, noise, sources, vectors
+from nbutils import cards, distance, files, labelling, legend, majority, maps, noise, shards, sources, vectors
 from nbutils.legend import VOID
 from nbutils.lidar import cells, classify, ground, points
 from nbutils.noise import fields, geometry, objects, pairs, pixels, recipes, spread
 
 # what is in a patch
 MAKERS = (
-    *(cards, files, labelling, legend, majority, maps, sources, vectors),
+    *(cards, files, labelling, legend, majority, maps, shards, sources, vectors),
     *(cells, classify, ground, points),
     *(distance, noise, fields, geometry, objects, pairs, pixels, recipes, spread),
 )
@@ -103,19 +103,17 @@ def fill(
     if not chosen.any():
         return
     with Ground(dataset, tile, whole) as ground:
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "exact", "noisy")}
-        out = {name: ground.enter_context(open(folder / f"{name}.npy", "r+b")) for name in arrays}
+        out = {name: shards.open_array(folder, name, writable=True) for name in ("images", "exact", "noisy")}
         in_one_strip = ground.shape[0] * ground.shape[1] <= files.STRIP_PX
         strip = ground.masks(tuple(slice(0, n) for n in ground.shape)) if in_one_strip else []
-        for array, file in zip(arrays.values(), out.values(), strict=True):
-            file.seek(array.offset + first * array[:1].nbytes)
         for number, dates in zip(numbers[chosen].tolist(), wanted[chosen], strict=True):
             corner = [size_px * n for n in divmod(number, ground.shape[1] // size_px)]
             window = tuple(slice(start, start + size_px) for start in corner)
             masks = [{name: mask[window] for name, mask in own.items()} for own in strip] or ground.masks(window)
             for date in np.flatnonzero(dates):
                 for name, part in {"images": ground.images[date].read(window), **masks[date]}.items():
-                    out[name].write(np.ascontiguousarray(part, arrays[name].dtype).data)
+                    out[name][first] = part
+                first += 1
 
 
 def squares(array: NDArray, size_px: int) -> NDArray:

@@ -16,7 +16,7 @@ from odc.geo.geobox import GeoBox
 from PIL import Image
 from toy import toy_patches
 
-from nbutils import batches, blockwise, disk, legend, patches, sources, study, windows
+from nbutils import batches, disk, legend, patches, shards, sources, study, windows
 
 DATA = toy_patches()
 
@@ -75,7 +75,7 @@ def test_store_and_load_are_inverse_and_repeatable(cache):
 
 
 def test_the_fingerprint_does_not_depend_on_where_and_how_arrays_lie(cache, monkeypatch):
-    monkeypatch.setattr(blockwise, "BLOCK_BYTES", 3 * DATA.images[0].nbytes)
+    monkeypatch.setattr(shards, "BLOCK_BYTES", 3 * DATA.images[0].nbytes)
     assert patches.content_hash(DATA) == DATA.fingerprint
     turned = replace(DATA, images=np.asfortranarray(DATA.images), masks={k: m.copy("F") for k, m in DATA.masks.items()})
     patches.store(turned)

@@ -21,7 +21,7 @@ from odc.geo.geobox import GeoBox
 from PIL import Image
 from rasterio.windows import Window
 
-from nbutils import blockwise, files, labelling, legend, patches, remote, sources, windows
+from nbutils import files, labelling, legend, patches, remote, shards, sources, windows
 from nbutils.legend import VOID
 from nbutils.sources import Masks, SourceError
 
@@ -253,8 +253,8 @@ def test_strips_do_not_change_the_patches(card, monkeypatch, noisy):
         monkeypatch.setattr(files, "STRIP_PX", strip)
         (next(patches.CACHE.glob("strips-*.json"))).unlink()
         assert cut(card(noisy)).fingerprint == whole
-    monkeypatch.setattr(blockwise, "BLOCK_BYTES", 1500)
-    assert patches.content_hash(patches.load(whole)) == whole, "whatever is mapped at once"
+    monkeypatch.setattr(shards, "BLOCK_BYTES", 1500)
+    assert patches.content_hash(patches.load(whole)) == whole, "whatever is read at once"
 
 
 @pytest.mark.slow
@@ -366,7 +366,7 @@ def test_moments_are_those_of_the_whole(seed, bands, dtype):
     images, inside = rng.integers(0, 200, (9, bands, 5, 5)).astype(dtype), rng.random(9) < 0.7
     inside[0] = True
     scaled = images[inside].astype(np.float64) / 255
-    mean, std = blockwise.moments(images, inside, 255)
+    mean, std = shards.moments(images, inside, 255)
     assert np.allclose(mean, scaled.mean(axis=(0, 2, 3)), rtol=1e-13)
     assert np.allclose(std, scaled.std(axis=(0, 2, 3)), rtol=1e-12)
 

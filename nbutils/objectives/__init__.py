@@ -17,6 +17,7 @@ from nbutils.objectives.remedies import (
     SymmetricCrossEntropy,
     generalised_cross_entropy,
 )
+from nbutils.objectives.together import share_statistics
 from nbutils.objectives.views import random_view
 
 # Remedies for noisy masks: short names, and how each is made from a segmentation network.
@@ -45,5 +46,6 @@ __all__ = [
     "cross_entropy",
     "generalised_cross_entropy",
     "random_view",
+    "share_statistics",
     "soft_dice",
 ]

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbutils.legend import VOID
+from nbutils.objectives import together
 from nbutils.objectives.objective import Objective
 
 
@@ -16,7 +17,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         target: (N, H, W) integer class ids, 255 = void.
     """
     total = F.cross_entropy(logits.float(), target.long(), ignore_index=VOID, reduction="sum")
-    return total / (target != VOID).sum().clamp(min=1)
+    return total / together.average((target != VOID).sum()).clamp(min=1)
 
 
 def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
@@ -34,8 +35,9 @@ def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
     valid = (target != VOID).unsqueeze(1).to(probability.dtype)
     ids = torch.where(target == VOID, 0, target).long().unsqueeze(1)
     truth = torch.zeros_like(probability).scatter_(1, ids, valid)
-    size, overlap = truth.sum(dim=(0, 2, 3)), (probability * truth).sum(dim=(0, 2, 3))
-    area = (probability * valid).sum(dim=(0, 2, 3)) + size
+    sums = (truth, probability * truth, probability * valid)
+    size, overlap, said = (together.total(values.sum(dim=(0, 2, 3))) for values in sums)
+    area = said + size
     present = size > 0
     loss = (1 - 2 * overlap / area.clamp(min=1e-6)) * present
     return loss.sum() / present.sum().clamp(min=1)
@@ -43,6 +45,8 @@ def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
 
 class Supervised(Objective):
     """Segmentation from masks: cross-entropy + Dice, as in Liu et al. (IGARSS 2024)."""
+
+    shared = True
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

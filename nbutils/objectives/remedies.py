@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nbutils.legend import VOID
+from nbutils.objectives import together
 from nbutils.objectives.masks import cross_entropy, soft_dice
 from nbutils.objectives.objective import Objective
 
@@ -179,6 +180,8 @@ class RobustLoss(Objective):
         settings: Passed on to `loss`.
     """
 
+    shared = True
+
     def __init__(self, network: nn.Module, loss: Callable[..., Tensor], **settings: float) -> None:
         super().__init__()
         self.network, self.loss, self.settings = network, loss, settings
@@ -273,7 +276,7 @@ def _one_hot(target: Tensor, n_classes: int) -> Tensor:
 
 def _mean(losses: Tensor, target: Tensor) -> Tensor:
     valid = target != VOID
-    return torch.where(valid, losses, 0).sum() / valid.sum().clamp(min=1)
+    return torch.where(valid, losses, 0).sum() / together.average(valid.sum()).clamp(min=1)
 
 
 def _gaussian(size: int, sigma_px: float, device: torch.device) -> Tensor:

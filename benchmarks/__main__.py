@@ -25,7 +25,7 @@ import torch
 from cleanlab.benchmarking.noise_generation import generate_noisy_labels
 from numpy.typing import NDArray
 
-from benchmarks import growth, probings, readings, report, scale, sweeps, trainings
+from benchmarks import growth, probings, readings, report, scale, streaming, sweeps, trainings
 from benchmarks.growth import Growth
 from benchmarks.racing import Row, race, ratios, rounds, speeds
 from nbutils import audit, distance, labelling, legend, noise, patches, simulate, training
@@ -187,6 +187,7 @@ def parts(folder: Path) -> dict[str, Callable[[], list[Row] | list[Growth]]]:
     """What can be measured, by name; files go to `folder`."""
     return {
         "training": bench_training,
+        "streaming": lambda: streaming.bench(folder / "streaming"),
         "reading": lambda: readings.bench(folder / "reading"),
         "lidar": lambda: bench_lidar(folder),
         "noise": lambda: bench_noise(big_mask()),
@@ -195,7 +196,7 @@ def parts(folder: Path) -> dict[str, Callable[[], list[Row] | list[Growth]]]:
         "probing": probings.bench,
         "sweep": sweeps.bench,
         "scale": scale.bench,
-        "growth": lambda: growth.bench(folder / "growth"),
+        "growth": lambda: [*growth.bench(folder / "growth"), streaming.with_patches(folder / "patches")],
     }
 
 

@@ -77,9 +77,9 @@ def grow(
 
 
 def bench(folder: Path) -> list[Growth]:
-    """All of them."""
+    """All but that of what lies on disk, see `streaming`."""
     with one_thread():
-        return [*with_masks(), *with_classes(), *with_patch_size(), with_scenes(folder), with_runs()]
+        return [*with_masks(), *with_classes(), *with_patch_size(), with_scenes(folder), with_drawn(), with_runs()]
 
 
 def _timed(run: Callable[[], object]) -> float:
@@ -163,6 +163,14 @@ def with_scenes(folder: Path) -> Growth:
     numbers = (4, 40, 120, 400)
     cards = [write_scenes(folder / str(n), range(n), 256) for n in numbers]
     return grow("cut patches of GeoTIFF scenes", "scenes", numbers, lambda i: cutting(cards[i], 64), repeats=1)
+
+
+def with_drawn() -> Growth:
+    """Drawing a split's patches evenly over its scenes, each patch a scene of its own."""
+    numbers = (4_000, 40_000, 120_000, 400_000)
+    scenes = np.array([f"pretrain-{i:06}" for i in range(numbers[-1])])
+    draw = lambda i: partial(patches._spread, scenes[: numbers[i]], np.random.default_rng(0))  # noqa: E731
+    return grow("draw patches", "scenes", numbers, draw)
 
 
 def with_runs() -> Growth:

@@ -12,7 +12,7 @@ from nbutils import ROOT, disk
 
 KEPT, README = ROOT / "benchmarks" / "measured.json", ROOT / "README.md"
 PAGE, COPY = ROOT / "build" / "bench.md", ROOT / "build" / "bench.json"
-PARTS = ("training", "reading", "lidar", "noise", "audit", "world", "probing", "sweep", "scale", "growth")
+PARTS = ("training", "streaming", "reading", "lidar", "noise", "audit", "world", "probing", "sweep", "scale", "growth")
 BEGIN, END = "<!-- speeds: written by make bench -->\n", "<!-- end of speeds -->\n"
 
 

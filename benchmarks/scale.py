@@ -16,13 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.probings import everywhere, smooth_patches
 from benchmarks.racing import Row, race
-from nbutils import ROOT, networks, objectives, patches, study, training
+from nbutils import ROOT, networks, objectives, shards, study, training
 from nbutils.execution import one_thread
 
 PAGE = ROOT / "docs" / "paper_scale.md"
 SUSTAINED = (10, 30, 100)  # TFLOP/s of a GPU, not those of its data sheet
-NODE = {"memory": 128e9, "disk": 2e12, "hours": 72.0}  # bytes, bytes, wall time of a job
-DRAWN, DRAWING = 20_000, "drawing patches, each a scene of its own"
+NODE = {"disk": 2e12, "reading": 2e9, "hours": 72.0}  # bytes, bytes per second at random places, wall time of a job
 
 TEXT = """\
 # At the paper's scale
@@ -30,7 +29,7 @@ TEXT = """\
 What the profiles `paper` and `paper_ssl4eo` would take. **No run of this size was made**: this is arithmetic on the
 speed of training that `make bench` measured ({processor}, one core, fp32, batch 8, {date}), at
 the true size of a patch; that command writes this page. Assumed, not measured: what a GPU sustains in training, what a
-node holds, that loading keeps up, and that a larger batch costs as much per image.
+node holds and reads, and that a larger batch costs as much per image.
 
 {table}
 
@@ -40,15 +39,13 @@ the patches, and New York's LiDAR, of which the number of points is not known.
 
 ## What breaks first
 
-On a node with {memory} of memory, {disk} of disk and one GPU that sustains {rate} TFLOP/s: how many times as large the
-data, and with it the passes, may become. Below 1 it breaks as it is.
+On a node with {disk} of disk that reads {reading} a second at random places, and one GPU that sustains {rate} TFLOP/s:
+how many times as large the data, and with it the passes, may become. Below 1 it breaks as it is.
 
 {breaks}
-Training holds all patches of its split in memory, and one pretraining runs on one device: for SSL4EO-S12 as a whole the
-node must have the memory of the first row, or `max_patches` must be smaller. Neither sharded files nor several devices
-for one pretraining are built. Drawing patches compares every scene with every patch, so that its time grows with their
-square where every patch is a scene of its own. More runs, not larger ones, go to more machines
-([cluster.md](cluster.md)).
+Memory does not grow with the data: patches lie in files of at most {shard}, and a training reads each batch when its
+turn comes; of its images, masks and true masks it holds at most {held} each. Several devices or machines can share one
+pretraining, and then read as many times more a second; more runs go to more machines ([cluster.md](cluster.md)).
 """
 
 
@@ -96,12 +93,9 @@ def training_row(one: Experiment) -> str:
 
 
 def bench(repeats: int = 2) -> list[Row]:
-    """Images per second of one core in training, and how fast patches are drawn."""
+    """Images per second of one core in training."""
     with one_thread():
-        rows = [row for one in EXPERIMENTS for row in _training(one, repeats)]
-        scenes = np.array([f"pretrain-{i:06}" for i in range(DRAWN)])
-        draw = {DRAWING: lambda: patches._spread(scenes, np.random.default_rng(0))}
-        return rows + race("million scenes²/s", DRAWN**2 / 1e6, draw, repeats, time.process_time)
+        return [row for one in EXPERIMENTS for row in _training(one, repeats)]
 
 
 def _training(one: Experiment, repeats: int, batch: int = 8, steps: int = 2) -> list[Row]:
@@ -143,15 +137,16 @@ def needs(one: Experiment, known: Mapping[str, Any]) -> dict[str, float]:
     passes = values["pretrain_steps"] * values["pretrain_batch"]
     arms = ["random", *values["arms"], *values["more_arms"]]
     cells = study.grid(values["slices"], arms, usual=["random", *values["arms"]], most=number)
+    patch_bytes, rate = pixels * (values["bands"] * one.value_bytes + 2), SUSTAINED[1] * 1e12 / flops  # two masks
     return {
-        "patch bytes": number * pixels * (values["bands"] * one.value_bytes + 2),  # with two masks
+        "patch bytes": number * patch_bytes,
+        "read per second": rate * patch_bytes,
         "passes": passes,
         "epochs": passes / number,
         "flops": flops,
         "weights": weights,
         "images per core second": speed[training_row(one)],
         "core hours": passes / speed[training_row(one)] / 3600,
-        "drawing hours": number**2 / (1e6 * speed[DRAWING]) / 3600,
         "checkpoint bytes": 3 * 4 * weights,  # weights and two moments of AdamW
         "pretrainings": (len(arms) - 1) * len(values["seeds"]),
         "fine-tunings": sum(len(own) for own in cells.values()) * len(values["seeds"]),
@@ -162,10 +157,8 @@ def limits(need: Mapping[str, float]) -> dict[str, float]:
     """How many times as large the experiment may become before a node of `NODE` is full, by what fills it."""
     hours = NODE["hours"]
     return {
-        "memory for the patches of a pretraining": NODE["memory"] / need["patch bytes"],
         "disk for the cut patches alone, without archive and scenes": NODE["disk"] / need["patch bytes"],
         f"a noisy pretraining within {hours:.0f} h on the GPU": hours / need[f"GPU hours at {SUSTAINED[1]}"],
-        f"drawing patches within {hours:.0f} h": (hours / need["drawing hours"]) ** 0.5,
     }
 
 
@@ -181,7 +174,8 @@ def page(known: Mapping[str, Any]) -> str:
         breaks += [f"**{one.title}**, ten times as large: {first}.", "", "| what suffices | times |", "|---|---:|"]
         breaks += [*(f"| {name} | {_number(times)} |" for name, times in order), ""]
     about = {"processor": machine["processor"], "date": machine["date"], "rate": SUSTAINED[1]}
-    about |= {"memory": f"{NODE['memory'] / 1e9:.0f} GB", "disk": f"{NODE['disk'] / 1e12:.0f} TB"}
+    about |= {"reading": _bytes(NODE["reading"]), "disk": _bytes(NODE["disk"])}
+    about |= {"shard": _binary(shards.SHARD_BYTES), "held": _binary(shards.HELD_BYTES)}
     return TEXT.format(table="\n".join(lines), breaks="\n".join(breaks), **about)
 
 
@@ -193,7 +187,7 @@ def _rows(found: Mapping[Experiment, Mapping[str, float]]) -> Iterator[tuple[str
     yield "network", [f"U-Net {p['encoder']}, {need['weights'] / 1e6:.1f} M weights" for _, p, need in each]
     yield "patch", [f"{p['patch_px']} px, {p['bands']} bands, {8 * one.value_bytes} bit" for one, p, _ in each]
     yield "archive of images", [_bytes(one.source) if one.source else "size not known" for one, _, _ in each]
-    yield "cut patches, in 4 files", [_bytes(need["patch bytes"]) for *_, need in each]
+    yield "cut patches", [_bytes(need["patch bytes"]) for *_, need in each]
     yield "image passes of a pretraining", [f"{need['passes'] / 1e6:.2f} M" for *_, need in each]
     yield "passes over each patch", [f"{need['epochs']:.0f}" for *_, need in each]
     yield "work per image, forward and backward", [f"{need['flops'] / 1e9:.0f} GFLOP" for *_, need in each]
@@ -201,6 +195,7 @@ def _rows(found: Mapping[Experiment, Mapping[str, float]]) -> Iterator[tuple[str
     yield "core hours of a noisy pretraining", [_number(need["core hours"]) for *_, need in each]
     for rate in SUSTAINED:
         yield f"GPU hours of it at {rate} TFLOP/s", [_number(need[f"GPU hours at {rate}"]) for *_, need in each]
+    yield f"read per second at {SUSTAINED[1]} TFLOP/s", [_bytes(need["read per second"]) for *_, need in each]
     yield "checkpoint", [_bytes(need["checkpoint bytes"]) for *_, need in each]
     yield "pretrainings of notebook 04", [f"{need['pretrainings']:.0f}" for *_, need in each]
     yield "fine-tunings of notebook 05", [f"{need['fine-tunings']:.0f}" for *_, need in each]
@@ -209,6 +204,10 @@ def _rows(found: Mapping[Experiment, Mapping[str, float]]) -> Iterator[tuple[str
 def _bytes(number: float) -> str:
     unit, size = next((pair for pair in (("TB", 1e12), ("GB", 1e9)) if number >= pair[1]), ("MB", 1e6))
     return f"{_number(number / size)} {unit}"
+
+
+def _binary(number: int) -> str:
+    return f"{number / 2**30:g} GiB"
 
 
 def _number(value: float) -> str:

@@ -11,7 +11,7 @@ def _named(arm: str) -> set[str]:
 
 
 def test_a_run_is_named_after_the_code_of_its_arm_and_no_other():
-    assert _named("exact") == _named("noisy") == {"objectives.masks", "objectives.objective"}
+    assert _named("exact") == _named("noisy") == {"objectives.masks", "objectives.objective", "objectives.together"}
     assert {"objectives.contrast", "objectives.views"} <= _named("moco")
     assert not {"objectives.distillation", "objectives.remedies"} & _named("moco")
     assert "objectives.remedies" in _named("noisy+gce") and "objectives.correction" not in _named("noisy+gce")

@@ -58,11 +58,15 @@ WRITES = """
 import json, os, pathlib, sys, time
 store = pathlib.Path(sys.argv[1])
 store.mkdir(parents=True, exist_ok=True)
-for i in range(8):
+if sys.argv[2] == "torn" and not (store / "0").exists():  # from its first moment to its last
+    for i in range(8):
+        (store / f"{i:x}").mkdir()
+    missing = range(8)
+else:
+    missing = [i for i in range(8) if not (store / f"{i:x}").exists()]
+for i in missing:
     folder = store / f"{i:x}"
     scratch = folder if sys.argv[2] == "torn" else store / ".writing"
-    if folder.is_dir():
-        continue
     scratch.mkdir(exist_ok=True)
     for name in ("card.json", "weights.safetensors", "run.json"):
         time.sleep(0.05)
@@ -80,6 +84,7 @@ def writer(how):
 def test_the_campaign_tells_a_study_that_survives_from_one_that_does_not(how, survives, tmp_path):
     reference = writer("whole")(tmp_path / "reference")
     span = kills.undisturbed(reference)
+    span = (2 * span[0], span[1])  # not while Python starts
     about = {"kills": 6, "span": span, "rng": np.random.default_rng(0)}
     rows = list(kills.campaign(writer(how), reference, tmp_path / "killed", **about))
     assert sum(row["what"] == "driver" for row in rows) == 6 and rows[-1]["what"] == "study"
@@ -145,6 +150,39 @@ def test_what_is_missing_left_or_locked_at_the_end_is_seen(stores):
     assert kills.unlike(one, other, ended=False) == []
 
 
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """Folders of figures: of this repository, of a study left alone, of a disturbed one."""
+    tables = {"old": "score,seconds\n0.5,9.0\n", "new": "score,seconds\n0.7,8.0\n"}
+    folders = [tmp_path / name for name in ("figures", "reference", "disturbed")]
+    for folder, what in zip(folders, ("old", "new", "new"), strict=True):
+        folder.mkdir()
+        (folder / "a.csv").write_text(tables[what])
+        (folder / "a.png").write_bytes(what.encode())
+    monkeypatch.setattr(kills, "ROOT", tmp_path)
+    return folders
+
+
+def test_figures_may_be_old_before_the_end_and_must_be_new_at_it(published):
+    old, reference, disturbed = published
+    (disturbed / "a.csv").write_text("score,seconds\n0.7,99.0\n")  # seconds differ from time to time
+    for ended in (False, True):
+        assert kills.torn(disturbed, reference, ended=ended) == []
+    shutil.copy(old / "a.png", disturbed)
+    (disturbed / ".writing-1").mkdir()
+    assert kills.torn(disturbed, reference, ended=False) == []
+    assert kills.torn(disturbed, reference, ended=True) == [".writing-1 is left", "a.png is torn or another"]
+
+
+def test_torn_missing_and_left_figures_are_seen(published):
+    _, reference, disturbed = published
+    (disturbed / "a.csv").write_text("")
+    (disturbed / "b.png").touch()
+    assert kills.torn(disturbed, reference, ended=False) == ["a.csv is torn or another", "b.png is left"]
+    (disturbed / "a.csv").unlink()
+    assert kills.torn(disturbed, reference, ended=True) == ["b.png is left", "a.csv is missing"]
+
+
 def test_a_process_that_outlives_its_study_is_found_and_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(kills, "ORPHANED_S", 1)
     child = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
@@ -177,7 +215,8 @@ def test_the_committed_page_is_that_of_the_committed_rows():
     sections = json.loads((ROOT / "docs/reliability.json").read_text())
     assert (ROOT / "docs/reliability.md").read_text() == reliability.render(sections)
     assert sections and all(section["rows"] for section in sections.values())
-    assert sum(row["injected"].startswith("SIGKILL") for row in sections["kills"]["rows"]) >= 50
+    killed = [row["what"] for row in sections["kills"]["rows"] if row["injected"].startswith("SIGKILL")]
+    assert len(killed) >= 50 and {name.split(": ")[0] for name in killed} == set(reliability.PARTS)
 
 
 def test_a_report_keeps_sections_of_before_and_needs_some(tmp_path, monkeypatch):

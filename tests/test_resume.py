@@ -180,7 +180,7 @@ def _owners(path):
 
 def _steps(kind, until, saved=None):
     """Take single steps, from a saved state if there is one; all of the state that is reached."""
-    loop = training._Loop(_build(kind), DATA, "noisy", PLAN, DATA.masks["noisy"])
+    loop = training._Loop(_build(kind), DATA, "noisy", PLAN, DATA.masks["noisy"], training.alone_on(PLAN.precision))
     with torch.random.fork_rng():
         torch.manual_seed(PLAN.seed)
         if saved is not None:

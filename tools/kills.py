@@ -174,11 +174,14 @@ def torn(published: Path, reference: Path, *, ended: bool) -> list[str]:
     return faults + [f"{name} is missing" for name in sorted(names) if ended and not (published / name).exists()]
 
 
-def _content(path: Path) -> bytes | str:
-    """Of a file; of a table without its column of seconds."""
+def _content(path: Path) -> bytes | str | None:
+    """Of a file, of a table without its column of seconds; None where there is no file."""
     if path.suffix != ".csv" or not path.is_file():
-        return path.read_bytes() if path.is_file() else b""
-    return pd.read_csv(path, dtype=str).drop(columns="seconds", errors="ignore").to_csv(index=False)
+        return path.read_bytes() if path.is_file() else None
+    try:
+        return pd.read_csv(path, dtype=str).drop(columns="seconds", errors="ignore").to_csv(index=False)
+    except ValueError:  # cut off in an odd place
+        return path.read_bytes()
 
 
 def _runs(store: Path) -> list[Path]:

@@ -43,8 +43,9 @@ On a node with {disk} of disk that reads {reading} a second at random places, an
 how many times as large the data, and with it the passes, may become. Below 1 it breaks as it is.
 
 {breaks}
-Memory does not grow with the data: patches lie in files of at most {shard}, and a training reads each batch when its
-turn comes; of its images, masks and true masks it holds at most {held} each. Several devices or machines can share one
+The memory of a training does not grow with the data: patches lie in files of at most {shard}, and each batch is read
+when its turn comes; of its images, masks and true masks it holds at most {held} each. Notebooks 04 and 06 count classes
+in whole masks, which for SSL4EO-S12 as a whole would take tens of gigabytes. Several devices or machines can share one
 pretraining, and then read as many times more a second; more runs go to more machines ([cluster.md](cluster.md)).
 """
 

@@ -69,7 +69,7 @@ def evaluate(
         own = scene[start : start + len(prediction)]
         missing -= np.bincount(own, minlength=len(scenes))
         start += len(prediction)
-        for seen in np.unique(own)[missing[np.unique(own)] == 0]:
+        for seen in (each for each in np.unique(own) if not missing[each]):
             index = np.flatnonzero(scene == seen)
             said, sure = (np.stack(each) for each in zip(*map(waiting.pop, index.tolist()), strict=True))
             truth = np.asarray(target[index])

@@ -55,7 +55,8 @@ def execute(run: Run, store: Path = RUNS, fabric: Fabric | None = None) -> Resul
             in it.
         training.TrainingError: The training diverged; nothing is stored.
     """
-    if (store / run.key).is_dir():
+    there = (store / run.key).is_dir()
+    if there if fabric is None else fabric.broadcast(there):
         return read(run, store)
     if run.stage == "elsewhere":
         raise StoreError(f"{store / run.key} is not there: weights of others are put there by `study.published`")
@@ -68,28 +69,31 @@ def execute(run: Run, store: Path = RUNS, fabric: Fabric | None = None) -> Resul
             licences.append(weights.load(store / run.parent.key)[1].licence)
         with _saving(_checkpoint(run, store)):
             trained, curve = _train(run, data, store, fabric)
-        if fabric is not None and not fabric.is_global_zero:
-            fabric.barrier()
-            return read(run, store)
-        tallies = _evaluate(run, trained, data)
-        seconds = time.perf_counter() - start
-        card = weights.WeightCard(
-            encoder=run.encoder,
-            arm=run.arm,
-            bands=data.bands,
-            scale=data.scale,
-            mean=data.mean,
-            std=data.std,
-            patch_px=data.patch_px,
-            gsd_m=data.gsd_m,
-            legend=data.legend_of(run.target).name if run.target else None,
-            run=run.key,
-            licence="; ".join(dict.fromkeys(licences)),
-        )
-        keep(run, trained.state_dict(), card, store, tallies=tallies, curve=curve, seconds=seconds)
-    _forget(run, store)
-    if fabric is not None:
-        fabric.barrier()
+        try:
+            if fabric is None or fabric.is_global_zero:
+                tallies = _evaluate(run, trained, data)
+                seconds = time.perf_counter() - start
+                card = weights.WeightCard(
+                    encoder=run.encoder,
+                    arm=run.arm,
+                    bands=data.bands,
+                    scale=data.scale,
+                    mean=data.mean,
+                    std=data.std,
+                    patch_px=data.patch_px,
+                    gsd_m=data.gsd_m,
+                    legend=data.legend_of(run.target).name if run.target else None,
+                    run=run.key,
+                    licence="; ".join(dict.fromkeys(licences)),
+                )
+                gave = {"tallies": tallies, "curve": curve, "seconds": seconds}
+                keep(
+                    run, trained.state_dict(), card, store, processes=1 if fabric is None else fabric.world_size, **gave
+                )
+                _forget(run, store)
+        finally:
+            if fabric is not None:
+                fabric.barrier()  # whom the first could store nothing for finds nothing
     return read(run, store)
 
 
@@ -127,8 +131,9 @@ def keep(
     tallies: Mapping[str, Mapping[str, Tally]] | None = None,
     curve: list | None = None,
     seconds: float = 0.0,
+    processes: int = 1,
 ) -> None:
-    """Store what a run gave, with its provenance."""
+    """Store what a run gave, with its provenance; `processes` trained it together."""
     told = {
         name: {split: {scene: each[at].tolist() for scene, each in scenes.items()} for split, scenes in tallies.items()}
         for at, name in enumerate(("counts", "boundary", "calibration"))
@@ -141,7 +146,7 @@ def keep(
         "parameters": sum(v.numel() for n, v in state.items() if v.is_floating_point() and "running_" not in n),
     }
     with writing(store):
-        record["provenance"] = provenance.record(store)
+        record["provenance"] = provenance.record(store) | {"processes": processes}
     write(store, run.key, record, state, card)
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from nbutils import ROOT, cards, files, legend, shards, simulate, sources, windows
@@ -419,11 +420,8 @@ def _cut(dataset: sources.Dataset, size_px: int, max_patches: int, seed: int, wo
 def _spread(scenes: NDArray[np.str_], rng: np.random.Generator) -> NDArray[np.intp]:
     """Order patches so that every prefix is spread evenly over the scenes: one of each scene in turn."""
     shuffled = rng.permutation(len(scenes))
-    _, scene, counts = np.unique(scenes[shuffled], return_inverse=True, return_counts=True)
-    by_scene = np.argsort(scene, kind="stable")
-    turn = np.empty(len(scenes), dtype=np.intp)
-    turn[by_scene] = np.arange(len(scenes)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return shuffled[np.argsort(turn, kind="stable")]
+    turn = pd.Series(shuffled).groupby(scenes[shuffled], sort=False).cumcount()  # of a patch among those of its scene
+    return shuffled[np.argsort(turn.to_numpy(), kind="stable")]
 
 
 def content_hash(patches: PatchSet) -> str:

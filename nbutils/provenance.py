@@ -56,6 +56,7 @@ def machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": training.processor(),
         "threads": torch.get_num_threads(),
+        "processes": 1,  # unless several train together
     }
 
 

@@ -8,6 +8,7 @@ import math
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ HELD_BYTES = 1 << 30  # larger arrays stay on disk when rows of them are chosen
 BLOCK_BYTES = 1 << 26  # in memory at once where an array is gone through
 
 
-class ShardError(OSError):
-    """Files of an array are missing or damaged; the message names one and says what to do."""
+class ShardError(RuntimeError):
+    """A file of an array is missing, damaged or cannot be read; the message names it and says what to do."""
 
 
 class Shards(NDArrayOperatorsMixin):
@@ -44,13 +45,13 @@ class Shards(NDArrayOperatorsMixin):
 
     def __init__(self, paths: list[Path], *, writable: bool = False) -> None:
         parts = [_mapped(path) for path in paths]  # only looked at, to read their headers
-        if len({(part.dtype, part.shape[1:], part.flags.c_contiguous) for part in parts}) != 1:
+        if len({(part.dtype, part.shape[1:]) for part in parts}) != 1:
             raise ShardError(f"{paths[0]}: the files of one array differ in type or shape; {_REMEDY}")
         self.dtype, self.shape = parts[0].dtype, (sum(map(len, parts)), *parts[0].shape[1:])
         self._files = _Files(paths, [part.offset for part in parts], writable)
         self._starts = np.cumsum([0, *map(len, parts)]).tolist()
         self._index: NDArray[np.intp] | None = None
-        self._changed: Callable[[NDArray], NDArray] | None = None
+        self._changes: tuple[Callable[[NDArray], NDArray], ...] = ()
 
     # ---- what an array has
     @property
@@ -59,36 +60,53 @@ class Shards(NDArrayOperatorsMixin):
         return len(self.shape)
 
     @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the whole."""
-        return self.dtype.itemsize * math.prod(self.shape)
+        return self.dtype.itemsize * self.size
 
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __iter__(self) -> Iterator[NDArray]:
+        for _, block in blocks(self):
+            yield from block
+
+    def __contains__(self, value: object) -> bool:
+        return any(value in block for _, block in blocks(self))
+
+    def __bool__(self) -> bool:
+        return bool(np.asarray(self))  # as of any array: refused where it has several values
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
         if copy is False:
             raise ValueError("an array in files is always copied")
-        return self._read(np.arange(len(self))).astype(dtype or self.dtype, copy=False)
+        return self[:].astype(dtype or self.dtype, copy=False)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        if any(isinstance(out, Shards) for out in options.get("out", ())):
+            return NotImplemented  # files are written row by row, by those who made them
         return getattr(ufunc, method)(*(np.asarray(i) if isinstance(i, Shards) else i for i in inputs), **options)
 
     def __getattr__(self, name: str) -> Any:
-        """Anything else an array can do is asked of the whole, read for it."""
-        if name.startswith("_") or not hasattr(np.ndarray, name):
+        """What else can be asked of an array is asked of the whole, read for it."""
+        if name not in _ASKED:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(np.asarray(self), name)
 
     def __getitem__(self, key: Any) -> NDArray:
-        first, *rest = key if isinstance(key, tuple) else (key,)
-        if isinstance(first, int | np.integer):
-            return self._read(np.arange(len(self))[[first]])[(0, *rest)]
+        first, *rest = key if isinstance(key, tuple) and key else (key,)
         if isinstance(first, slice):
             return self._read(np.arange(len(self))[first])[(slice(None), *rest)]
+        if isinstance(first, int | np.integer) and not isinstance(first, bool):
+            return self._read(self._rows([first]))[(0, *rest)]
         if not isinstance(first, list | np.ndarray) or np.ndim(first) != 1:
             return np.asarray(self)[key]
-        rows = np.arange(len(self))[first]
+        rows = self._rows(first)
         if not rest:
             return self._read(rows)
         known, at = np.unique(rows, return_inverse=True)  # many pixels of a patch: it is read once
@@ -96,39 +114,53 @@ class Shards(NDArrayOperatorsMixin):
 
     def __setitem__(self, row: int, value: NDArray) -> None:
         """Write one row; the array must be writable, and not a choice of another."""
+        if self._index is not None or self._changes or not 0 <= row < len(self):
+            raise IndexError(f"rows 0 to {len(self) - 1} of a whole array can be written, not {row} of this")
         part = bisect_right(self._starts, row) - 1
-        data = np.ascontiguousarray(value, self.dtype)
+        data = np.asarray(value, self.dtype, order="C")
         if data.shape != self.shape[1:]:
             raise ValueError(f"a row has shape {self.shape[1:]}, got {data.shape}")
         self._files.write(part, (row - self._starts[part]) * data.nbytes, data)
 
     # ---- what it has beyond that
-    def take(self, index: NDArray) -> "Shards":
+    def choose(self, index: NDArray) -> "Shards":
         """Choose rows (integers or a bool mask); nothing is read."""
-        return self._like(np.arange(len(self))[index] if self._index is None else self._index[index], self._changed)
+        rows = self._rows(index)
+        return self._like(rows if self._index is None else self._index[rows], self._changes)
 
     def changed(self, function: Callable[[NDArray], NDArray]) -> "Shards":
         """Return the same array whose rows go through a function, (n, ...) to its like, whenever they are read."""
-        before = self._changed
-        return self._like(self._index, function if before is None else lambda rows: function(before(rows)))
+        return self._like(self._index, (*self._changes, function))
 
     def expect(self, index: NDArray[np.integer]) -> None:
         """Tell the system which rows will be asked for next, so that it reads them meanwhile."""
-        for part, offset, size, _ in self._runs(np.arange(len(self))[index]):
+        for part, offset, size, _ in self._runs(self._rows(index)):
             self._files.expect(part, offset, size)
 
-    def _like(self, index: NDArray[np.intp] | None, function: Callable[[NDArray], NDArray] | None) -> "Shards":
+    def _like(self, index: NDArray[np.intp] | None, changes: tuple[Callable[[NDArray], NDArray], ...]) -> "Shards":
         new = object.__new__(Shards)
-        new.__dict__ = self.__dict__ | {"_index": index, "_changed": function}
+        new.__dict__ = self.__dict__ | {"_index": index, "_changes": changes}
         new.shape = (self.shape[0] if index is None else len(index), *self.shape[1:])
         return new
+
+    def _rows(self, index: Any) -> NDArray[np.intp]:
+        """Numbers of rows, none negative; errors as NumPy has them."""
+        index = np.asarray(index)
+        if index.dtype == bool or not np.issubdtype(index.dtype, np.integer):
+            return np.arange(len(self))[index if len(index) else index.astype(np.intp)]
+        rows = np.where(index < 0, index + len(self), index).astype(np.intp)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(
+                f"index {index[(rows < 0) | (rows >= len(self))][0]} is out of bounds for {len(self)} rows"
+            )
+        return rows
 
     def _read(self, rows: NDArray[np.intp]) -> NDArray:
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         for part, offset, size, own in self._runs(rows):
             if size:
                 self._files.read(part, offset, out[own])
-        return out if self._changed is None else self._changed(out)
+        return reduce(lambda values, change: change(values), self._changes, out)
 
     def _runs(self, rows: NDArray[np.intp]) -> Iterator[tuple[int, int, int, slice]]:
         """Rows that lie side by side: their file, offset in it and bytes, and where they are among those asked for."""
@@ -143,13 +175,19 @@ class Shards(NDArrayOperatorsMixin):
 
 
 _REMEDY = "delete its folder, and the data set is cut again"
+_ASKED = {"T", "all", "any", "argmax", "argmin", "astype", "copy", "flatten", "itemsize", "max", "mean", "min", "ravel",
+          "reshape", "std", "sum", "tobytes", "transpose"}  # of an array, all but what would change it  # fmt: skip
+_OPEN = 64  # files of an array at once: a process may have a thousand
 
 
 def _mapped(path: Path) -> np.memmap:
     try:
-        return np.lib.format.open_memmap(path, "r")
+        part = np.lib.format.open_memmap(path, "r")
     except (OSError, ValueError, EOFError) as error:
         raise ShardError(f"{path}: no part of an array ({error}); {_REMEDY}") from None
+    if not part.flags.c_contiguous:
+        raise ShardError(f"{path}: its rows do not lie one after the other (Fortran order); {_REMEDY}")
+    return part
 
 
 class _Files:
@@ -168,6 +206,8 @@ class _Files:
 
     def handle(self, part: int) -> int:
         if part not in self.open:
+            if len(self.open) >= _OPEN:
+                os.close(self.open.pop(next(iter(self.open))))
             self.open[part] = os.open(self.paths[part], os.O_RDWR if self.writable else os.O_RDONLY)
         return self.open[part]
 
@@ -175,7 +215,11 @@ class _Files:
         """Fill an array from a place in a file."""
         left, at = memoryview(out).cast("B"), self.offsets[part] + offset
         while left:
-            if not (n := os.preadv(self.handle(part), [left], at)):
+            try:
+                n = os.preadv(self.handle(part), [left], at)
+            except OSError as error:
+                raise ShardError(f"{self.paths[part]}: cannot be read ({error}); mend what it says and go on") from None
+            if not n:
                 raise ShardError(f"{self.paths[part]}: ends before byte {at + len(left)}; {_REMEDY}")
             left, at = left[n:], at + n
 
@@ -239,7 +283,7 @@ def chosen(array: NDArray | Shards, index: NDArray) -> NDArray | Shards:
     """Choose rows: read at once where they take at most `HELD_BYTES`, else left where they are."""
     if not isinstance(array, Shards):
         return array[index]
-    part = array.take(index)
+    part = array.choose(index)
     return part if part.nbytes > HELD_BYTES else np.asarray(part)
 
 

@@ -28,6 +28,7 @@ from nbutils.compat import keep_memory
 from nbutils.disk import write_json
 from nbutils.evaluation import PRECISIONS
 from nbutils.files import alone
+from nbutils.objectives import together
 from nbutils.patches import PatchSet
 from nbutils.shards import Shards
 from nbutils.watching import Watch, look
@@ -42,6 +43,10 @@ logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces 
 
 class TrainingError(RuntimeError):
     """The training went wrong in a way that makes its result worthless."""
+
+
+class SharingError(ValueError):
+    """Several processes cannot train this together; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,9 @@ def fit(
         tag: What determines the result besides the arguments above, such as the key of the run: with another tag, and
             where the file is damaged, training starts anew.
         save_every_s: Least seconds between two checkpoints.
-        fabric: Of the processes that train together, launched: all call this alike, and each learns from its share of
-            every batch. Left out, this process trains alone, on whatever device there is.
+        fabric: Of the processes that train together, launched, of the plan's precision: all call this alike, and each
+            learns from its share of every batch. Only the first asks the judge and saves. Left out, this process trains
+            alone, on whatever device there is.
 
     Returns:
         At most 50 points over training: ``step`` and ``loss``, the mean since the point before. Where the objective
@@ -123,8 +129,8 @@ def fit(
         the judge said.
 
     Raises:
-        ValueError: The truth is not of the masks' shape and type; or several processes cannot share the objective, or
-            the batches.
+        ValueError: The truth is not of the masks' shape and type, or the fabric not of the plan's precision.
+        SharingError: Several processes cannot share the objective or the batches, or do not see the same checkpoint.
         TrainingError: The loss is no longer finite; the message names the step.
     """
     given = patches.masks[target]
@@ -141,6 +147,7 @@ def fit(
         torch.manual_seed(plan.seed)  # dropout and the contrastive queue draw from the global generator
         if checkpoint is not None and (saved := checkpoints.load(checkpoint, owner)) is not None:
             loop.load_state_dict(saved)
+        loop.check_together()
         try:
             clock = time.monotonic()
             while loop.step < plan.last:
@@ -177,8 +184,11 @@ class _Loop:
     ) -> None:
         keep_memory()
         self.fabric = fabric
+        with fabric.autocast():
+            if torch.is_autocast_enabled(fabric.device.type) != (plan.precision == "bf16"):
+                raise ValueError(f"the plan's precision is {plan.precision}, that of the fabric is another")
         if fabric.world_size > 1:
-            _share(objective, plan, fabric.world_size)
+            _share(objective.to(fabric.device), plan, fabric.world_size)
         self.objective, self.plan = objective.to(memory_format=torch.channels_last), plan
         weights = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True)
@@ -197,8 +207,9 @@ class _Loop:
         objective = self.objective
         objective.done, objective.logits = self.step / self.plan.steps, None
         images, masks, truth = next(self.batches)
-        loss = self.module(images, masks)
-        self.fabric.backward(loss)
+        with together.sharing(self.fabric.world_size):
+            loss = self.module(images, masks)
+            self.fabric.backward(loss)
         self.stepper.step()
         self.stepper.zero_grad()
         self.schedule.step()
@@ -206,6 +217,13 @@ class _Loop:
         self.losses.append(self.fabric.all_reduce(loss.detach()))
         if objective.logits is not None:
             self.watch.add(objective.logits, masks, truth)
+
+    def check_together(self) -> None:
+        """See to it that all processes are at the same step."""
+        step = torch.tensor(float(self.step), device=self.fabric.device)
+        if self.fabric.all_reduce(step).item() != self.step:
+            told = f"process {self.fabric.global_rank} goes on from step {self.step}, others do not"
+            raise SharingError(f"{told}: checkpoints must be on a file system that all of them see")
 
     def point(self) -> dict[str, float]:
         """Return what is known since the last point of the curve."""
@@ -267,10 +285,13 @@ def alone_on(precision: str) -> Fabric:
 def _share(objective: objectives.Objective, plan: Plan, processes: int) -> None:
     """Prepare an objective for several processes, in place."""
     if not objective.shared:
-        raise ValueError(f"{type(objective).__name__} needs its whole batch in one process; train it in one")
+        raise SharingError(f"{type(objective).__name__} needs its whole batch in one process; train it in one")
     if plan.batch_size % processes:
-        raise ValueError(f"{processes} processes cannot share batches of {plan.batch_size} patches evenly")
-    objectives.share_statistics(objective)
+        raise SharingError(f"{processes} processes cannot share batches of {plan.batch_size} patches evenly")
+    try:
+        objectives.share_statistics(objective)
+    except ValueError as error:
+        raise SharingError(str(error)) from None
 
 
 def _unlisted(module: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Windows: the squares an image is cut into, looked through in strips and read one by one."""
 
 from contextlib import ExitStack
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,7 +103,7 @@ def fill(
     if not chosen.any():
         return
     with Ground(dataset, tile, whole) as ground:
-        out = {name: shards.open_array(folder, name, writable=True) for name in ("images", "exact", "noisy")}
+        out = _outputs(folder)
         in_one_strip = ground.shape[0] * ground.shape[1] <= files.STRIP_PX
         strip = ground.masks(tuple(slice(0, n) for n in ground.shape)) if in_one_strip else []
         for number, dates in zip(numbers[chosen].tolist(), wanted[chosen], strict=True):
@@ -114,6 +114,12 @@ def fill(
                 for name, part in {"images": ground.images[date].read(window), **masks[date]}.items():
                     out[name][first] = part
                 first += 1
+
+
+@lru_cache(maxsize=1)
+def _outputs(folder: Path) -> dict[str, shards.Shards]:
+    """The arrays of a set that is being cut, opened once by each process that fills them."""
+    return {name: shards.open_array(folder, name, writable=True) for name in ("images", "exact", "noisy")}
 
 
 def squares(array: NDArray, size_px: int) -> NDArray:

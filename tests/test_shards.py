@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import toy_patches
 
-from nbutils import ROOT, evaluation, networks, objectives, patches, shards, training
+from nbutils import ROOT, evaluation, networks, objectives, patches, shards, study, training
 from nbutils.batches import Batches
 from nbutils.shards import ShardError, Shards
 
@@ -80,7 +80,7 @@ def test_a_choice_of_a_choice_is_one(pair, choices, key):
         if index.dtype == bool and len(index) != len(array) or index.dtype != bool and not len(array):
             return
         index = index if index.dtype == bool else index % len(array)
-        array, inside = array[index], inside.take(index)
+        array, inside = array[index], inside.choose(index)
     assert (inside.shape, len(inside), inside.nbytes) == (array.shape, len(array), array.nbytes)
     assert np.array_equal(np.asarray(inside), array)
 
@@ -92,9 +92,23 @@ def test_the_whole_can_be_compared_and_counted(pair):
     assert np.array_equal(np.where(inside > 9, 1, inside), np.where(array > 9, 1, array))
     halved = inside.changed(lambda rows: rows // 2).changed(lambda rows: rows + 1)
     assert np.array_equal(halved[2:4], array[2:4] // 2 + 1) and np.array_equal(inside, array)
-    assert not hasattr(inside, "colour")
-    with pytest.raises(IndexError):
-        inside[7]
+    assert (inside.size, inside.itemsize) == (array.size, 2) and array[5, 1, 2] in inside and 60001 not in inside
+    assert np.array_equal(inside[()], array) and np.array_equal(inside[True], array[True])
+    assert not hasattr(inside, "colour") and not hasattr(inside, "fill")  # nothing that would change a copy unseen
+    for wrong in (7, -8, np.array([0, 7]), np.zeros(6, bool), np.array([0.5])):
+        for ask in (array.__getitem__, inside.__getitem__):
+            with pytest.raises(IndexError):
+                ask(wrong)
+    with pytest.raises(ValueError, match="ambiguous"):
+        bool(inside)
+
+
+def test_what_would_write_to_the_whole_is_refused(pair):
+    _, inside = pair
+    with pytest.raises(TypeError):
+        np.add(inside, 1, out=inside)
+    with pytest.raises(TypeError):
+        inside += 1
 
 
 def test_processes_and_copies_open_files_of_their_own(pair):
@@ -107,7 +121,7 @@ def test_processes_and_copies_open_files_of_their_own(pair):
 def test_files_are_closed_with_the_last_array_that_reads_them(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     inside = filed(tmp_path, np.zeros((6, 2)), 2)
-    part = inside.take(np.arange(3))
+    part = inside.choose(np.arange(3))
     inside[:]
     del inside
     assert np.array_equal(part, np.zeros((3, 2))) and len(os.listdir("/proc/self/fd")) > before
@@ -118,7 +132,7 @@ def test_files_are_closed_with_the_last_array_that_reads_them(tmp_path):
 # ---- faults
 
 
-@pytest.mark.parametrize("how", ["cut", "gone", "another", "no array", "last gone"])
+@pytest.mark.parametrize("how", ["cut", "gone", "another", "no array", "last gone", "columns first"])
 def test_a_damaged_array_is_told_by_its_file(how, tmp_path):
     array = np.zeros((6, 5), np.uint8)
     filed(tmp_path, array, 2)
@@ -127,6 +141,8 @@ def test_a_damaged_array_is_told_by_its_file(how, tmp_path):
         path.write_bytes(path.read_bytes()[:-3])
     elif how == "another":
         np.save(path, np.zeros((2, 5), np.uint16))
+    elif how == "columns first":  # would be read in another order than it was written
+        np.save(path, np.asfortranarray(np.zeros((2, 5), np.uint8)))
     elif how == "no array":
         path.write_bytes(b"PK\x03\x04")
     else:
@@ -156,6 +172,37 @@ def test_rows_of_another_shape_are_not_written(tmp_path):
         out[0] = np.zeros((2, 3))
     with pytest.raises(OSError):
         shards.open_array(tmp_path, "array")[0] = np.zeros((2, 2))
+    for array, row in ((out, -1), (out, 4), (out.choose(np.array([2, 3])), 0), (out.changed(np.negative), 0)):
+        with pytest.raises(IndexError, match="can be written"):
+            array[row] = np.zeros((2, 2))
+    assert not shards.open_array(tmp_path, "array", rows=4).any()
+
+
+def test_numbers_can_be_kept_too(tmp_path):
+    for array in (np.arange(5.0), np.zeros((0, 3), np.int16), np.zeros((4, 0), np.int16)):
+        inside = filed(tmp_path, array, 2)
+        assert np.array_equal(inside, array) and inside.dtype == array.dtype and inside.shape == array.shape
+        for path in tmp_path.iterdir():
+            path.unlink()
+
+
+def test_many_files_need_few_descriptors(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_OPEN", 3)
+    inside = filed(tmp_path, np.arange(40), 2)
+    before = len(os.listdir("/proc/self/fd"))
+    assert np.array_equal(inside[::-1], np.arange(40)[::-1]) and len(os.listdir("/proc/self/fd")) <= before + 3
+
+
+def test_what_a_training_cannot_read_is_told_as_such(data, tmp_path):
+    held, _ = data
+    how = dict(encoder="tu-test_resnet", width="slim", steps=4, batch_size=4, precision="fp32", seed=0)
+    run = study.pretraining(held, "noisy", **how)
+    path = patches.CACHE / held.fingerprint / "images-00001.npy"
+    whole, opened = path.read_bytes(), patches.load
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(patches, "load", lambda name: (opened(name), path.write_bytes(whole[:-99]))[0])
+        with pytest.raises(ShardError, match=f"{path}: ends before"):
+            study.execute(run, tmp_path / "runs")
 
 
 # ---- patches that stay on disk

@@ -125,21 +125,36 @@ def test_statistics_that_cannot_be_shared_are_refused(norm):
 
 
 def test_shared_statistics_are_those_of_torch(monkeypatch):
-    """One process that takes itself for several sees its own batch, so torch's own normalisation is the oracle."""
+    """Two processes with the same share: what either knows of the batch is twice its own; torch is given both."""
     monkeypatch.setattr(together, "size", lambda: 2)
-    monkeypatch.setattr(together, "total", lambda value: value)
-    ours, theirs = together.BatchNorm(5).double(), nn.BatchNorm2d(5).double()
-    images = [torch.rand(4, 5, 6, 7, dtype=torch.float64).mul(9).requires_grad_() for _ in range(1)]
-    images.append(images[0].detach().clone().requires_grad_())
+    monkeypatch.setattr(together, "total", lambda value: 2 * value)
     monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)  # as exact as the oracle
-    for norm, each in zip((ours, theirs), images, strict=True):
+    ours, theirs = together.BatchNorm(5).double(), nn.BatchNorm2d(5).double()
+    images = torch.rand(4, 5, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 9
+    own, here, there = (images.clone().requires_grad_() for _ in range(3))
+    for norm, given in ((ours, own), (theirs, torch.cat([here, there]))):
         for parameter in norm.parameters():
-            parameter.data.uniform_(0.5, 2, generator=torch.Generator().manual_seed(0))
-        (norm(each) ** 3).sum().backward()
-    assert torch.allclose(images[0].grad, images[1].grad, atol=1e-9)
-    assert torch.allclose(ours.weight.grad, theirs.weight.grad) and torch.allclose(ours.bias.grad, theirs.bias.grad)
+            parameter.data.uniform_(0.5, 2, generator=torch.Generator().manual_seed(1))
+        (norm(given) ** 3).sum().backward()
+    assert torch.allclose(own.grad, here.grad) and torch.allclose(2 * ours.weight.grad, theirs.weight.grad)
+    assert torch.allclose(2 * ours.bias.grad, theirs.bias.grad)
     for name, value in theirs.state_dict().items():
         assert torch.allclose(ours.state_dict()[name].double(), value.double()), name
+
+
+def test_a_process_shares_nothing_but_what_all_do_together():
+    """The first looks at the network, or evaluates it, while the others wait: no sum over all of them may be asked."""
+    assert together.size() == 1
+    with pytest.raises(ValueError, match="process group"), together.sharing(2):
+        together.size()
+    assert together.size() == 1
+
+
+def test_a_fabric_of_another_precision_is_refused():
+    data, plan = toy_patches(n=20), training.Plan(2, 4, 1e-3, "bf16", 0)
+    network = networks.build("tu-test_resnet", "unet", in_channels=4, n_classes=4, seed=0, width="slim")
+    with pytest.raises(ValueError, match="precision"):
+        training.fit(objectives.Supervised(network), data, "noisy", plan, fabric=training.alone_on("fp32"))
 
 
 # ---- the command
@@ -167,8 +182,7 @@ def test_wrong_input_is_told(arguments, told, status, capsys):
     assert pretrain.main(arguments) == status and told in capsys.readouterr().err
 
 
-def test_an_unknown_arm_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(pretrain, "cut", lambda *_: toy_patches(n=20))
+def test_an_unknown_arm_is_told(capsys):
     assert pretrain.main(["--arm", "noisier", "--profile", "smoke"]) == 2
     assert "unknown arm 'noisier'" in capsys.readouterr().err
 
@@ -182,5 +196,5 @@ def test_a_result_is_stored_once_and_found(monkeypatch, tmp_path, capsys):
         assert pretrain.main(["--arm", "exact", "--profile", "smoke"]) == 0
         assert "in 1 processes" in capsys.readouterr().out
     (stored,) = [path for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")]
-    assert np.isfinite(study.read(pretrain.described(data, "exact", 0, pretrain.parameters("smoke")),
-                                  tmp_path / "runs").curve[-1]["loss"]) and stored.is_dir()  # fmt: skip
+    result = study.read(pretrain.described(data, "exact", 0, pretrain.parameters("smoke")), tmp_path / "runs")
+    assert np.isfinite(result.curve[-1]["loss"]) and stored == result.folder and result.provenance["processes"] == 1

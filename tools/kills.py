@@ -166,12 +166,13 @@ def torn(published: Path, reference: Path, *, ended: bool) -> list[str]:
         as it becomes. Tables are compared but for seconds.
     """
     names = {path.name for path in reference.iterdir()}
-    faults = []
+    faults, before = [], {path.name for path in (ROOT / "figures").iterdir()}
     for path in sorted(path for path in published.iterdir() if ended or path.is_file()):
         new = path.name in names and _content(path) == _content(reference / path.name)
         if not new and (ended or _content(path) != _content(ROOT / "figures" / path.name)):
             faults.append(f"{path.name} is {'torn or another' if path.name in names else 'left'}")
-    return faults + [f"{name} is missing" for name in sorted(names) if ended and not (published / name).exists()]
+    kept = names if ended else names & before
+    return faults + [f"{name} is missing" for name in sorted(kept) if not (published / name).exists()]
 
 
 def _content(path: Path) -> bytes | str | None:

@@ -1,12 +1,15 @@
 """Run one pretraining of the study on several devices or machines; the notebooks then find it done.
 
     python tools/pretrain.py --arm noisy --seed 0 --profile paper --dataset data/datasets/nyc.yaml --devices 4
-    srun python tools/pretrain.py --arm noisy --seed 0 --profile paper_ssl4eo --devices 4 --num-nodes 2
+    srun --nodes 2 --ntasks-per-node 4 \\
+        python tools/pretrain.py --arm noisy --seed 0 --profile paper_ssl4eo --devices 4 --num-nodes 2
 
-What is trained is what notebooks 03 to 05 ask for at this profile. Every process learns from its share of each batch,
-and statistics and losses are those of the whole batch, so that the result is that of one process but for rounding.
-Arms: noisy, exact, and the remedies that change the loss of a pixel; others need their batch in one process. On one
-machine this command starts the processes; on several, start it on each, through srun or as Lightning Fabric describes.
+What is trained is what notebooks 04 and 05 ask for at this profile, and 03 of the arms' own labels. Every process
+learns from its share of each batch, and statistics and losses are those of the whole batch, so that the result is that
+of one process but for rounding; where an encoder drops units at random, the processes drop others than one would. Arms:
+noisy, exact, and the remedies that change the loss of a pixel; others need their batch in one process, as do encoders
+that normalise otherwise than by plain BatchNorm. On one machine this command starts the processes; on several, start it
+once for each device, through srun or as Lightning Fabric describes.
 A training that was killed goes on from its last checkpoint, with as many processes as you like.
 Exit status: 0 done, 2 wrong input, 3 the data are not there.
 """
@@ -24,11 +27,12 @@ import study as notebooks
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
-from nbutils import patches, study
+from nbutils import arms, patches, study
 from nbutils.evaluation import PRECISIONS
 from nbutils.files import alone
 from nbutils.patches import PatchSet
 from nbutils.store import RUNS, Run
+from nbutils.training import SharingError
 
 PATIENCE = timedelta(days=2)  # of processes that wait while the first cuts patches or another study uses the store
 
@@ -69,17 +73,18 @@ def described(data: PatchSet, arm: str, seed: int, asked: dict[str, Any]) -> Run
 
 def cut(fabric: Fabric, card: Path, asked: dict[str, Any]) -> PatchSet:
     """Cut the patches in the first process; the others read them when they are there."""
-    if not fabric.is_global_zero:
-        fabric.barrier()
-    data = patches.cut(patches.open_dataset(card), size_px=asked["patch_px"], max_patches=asked["max_patches"])
-    if fabric.is_global_zero:
-        fabric.barrier()
-    return data
+    with fabric.rank_zero_first():
+        return patches.cut(patches.open_dataset(card), size_px=asked["patch_px"], max_patches=asked["max_patches"])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, and say where the result is; returns the exit status."""
     options = parsed(arguments)
+    try:
+        arms.check(options.arm)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     try:
         asked = parameters(options.profile)
         card = Path(options.dataset or asked["dataset"]).expanduser()
@@ -95,11 +100,12 @@ def main(arguments: list[str] | None = None) -> int:
         run = described(data, options.arm, options.seed, asked | {"precision": precision})
         RUNS.mkdir(parents=True, exist_ok=True)
         with alone(RUNS) if fabric.is_global_zero else nullcontext():
+            fabric.barrier()  # until the first has the store to itself
             result = study.execute(run, RUNS, fabric)
     except notebooks.StudyError as error:
         print(error, file=sys.stderr)
         return error.status
-    except ValueError as error:
+    except SharingError as error:
         print(error, file=sys.stderr)
         return 2
     if fabric.is_global_zero:

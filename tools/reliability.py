@@ -1,6 +1,6 @@
 """What the study survives: kills, full disks, damaged files, two at once; measured here, told in docs/reliability.md.
 
-    python tools/reliability.py kills             # two hours on two cores; --only goes on with one part
+    python tools/reliability.py kills             # two hours on two busy cores; --only goes on with one part
     python tools/reliability.py faults
     python tools/reliability.py coverage          # what `make coverage` found
     python tools/reliability.py report            # docs/reliability.json and .md, from build/reliability.json
@@ -37,19 +37,20 @@ LEAST = 95  # per cent of a room's lines and branches; a room with less has a ro
 FIRST = ("what", "injected", "survived", "seconds", "format", "cases", "room", "tests", "places", "mutants", "killed",
          "line", "was", "became", "lines", "reached", "branches", "taken")  # fmt: skip
 CODE = ("was", "became")  # columns that hold lines of code
-PARTS = {"two workers": 15, "one process": 30, "notebook": 8, "whole study": 20}  # kills of each
+PARTS = {"two workers": 15, "one process": 30, "notebook": 8, "whole study": 13}  # kills of each
 
 KILLS = f"""\
 A study of seven runs on patches of the embedded city (two pretrainings that write checkpoints, four fine-tunings from
 them, one from a random encoder) runs on two Dask workers or in one process. At a moment drawn evenly over the time it
 works, its driver or a worker gets SIGKILL; it is started again, and killed again, until it comes to its end. Notebook
-{NOTEBOOK}, and all notebooks as `make study` and `make figures` run them, are treated alike at the smoke profile, from
-a copy of the repository that has the generated worlds but neither patches nor runs: `tools/study.py --publish figures`,
-a kernel or a worker is killed, as is drawn. After each kill every stored run is compared with that of a study that was
-left alone: `run.json` but for seconds and provenance, card and weights bit by bit; and each published figure and table
-must be whole, the one of before or the new one. A study must outlive its workers. At the end nothing may be missing,
-half-written, locked or left behind, no process either, and all figures and tables must be the same (but for a column of
-seconds). Seconds are from the start of a study to the end of what the kill ended."""
+{NOTEBOOK}, and all notebooks as `make study` and `make figures` run them, are treated alike at the smoke
+profile, whose runs share one process, from a copy of the repository that has the generated worlds but neither patches
+nor runs: `tools/study.py --publish figures` or one of its kernels is killed, as is drawn. After each kill every stored
+run is compared with that of a study that was left alone: `run.json` but for seconds and provenance, card and weights
+bit by bit; and each published figure and table must be whole, the one of before or the new one. A study must outlive
+its workers. At the end nothing may be missing, half-written, locked or left behind, no process either, and all figures
+and tables must be the same (but for a column of seconds). Seconds are from the start of a study to the end of what the
+kill ended."""
 COVERED = """\
 Lines and branches of `nbutils` that the unit tests reach, by coverage.py, also in processes that tests start; notebooks
 are not among them. Rooms below 95 per cent have a row of their own."""

@@ -22,7 +22,7 @@ from nbutils import ROOT, disk, execution, patches, provenance, store, study, tr
 from nbutils.store import Result, Run
 
 TABLES = ("counts", "boundary", "calibration")
-SAME_PLACE = ("python", "platform", "processor", "threads")
+SAME_PLACE = ("python", "platform", "processor", "threads", "processes")
 
 
 class CannotRedo(Exception):

@@ -4,14 +4,33 @@ Alone, everything here returns what it is given. Together, sums over a batch are
 too, so that a loss made of them is the loss of the batch, whoever holds which part of it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+_sharing = False
+
+
+@contextmanager
+def sharing(processes: int) -> Iterator[None]:
+    """Let losses and statistics be those of the whole batch while the block runs, in all processes alike.
+
+    What only some of them do, such as looking at the network, stays outside.
+    """
+    global _sharing
+    before, _sharing = _sharing, processes > 1
+    try:
+        yield
+    finally:
+        _sharing = before
+
 
 def size() -> int:
-    """Return how many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """Return how many processes share the batch at hand."""
+    return dist.get_world_size() if _sharing else 1
 
 
 def total(value: Tensor) -> Tensor:
@@ -53,19 +72,22 @@ class BatchNorm(nn.BatchNorm2d):
         if not self.training or size() == 1:
             return super().forward(images)
         values, axes = images.float(), (0, 2, 3)
-        n = total(values.new_tensor(values.numel() / values.shape[1]))
+        n = values.numel() / values.shape[1] * size()  # shares are equal
         mean = total(values.sum(axes)) / n
-        variance = total((values - mean.view(-1, 1, 1)).square().sum(axes)) / n
+        centred = values - mean.view(-1, 1, 1)
+        variance = total(centred.square().sum(axes)) / n
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)  # torch keeps the unbiased one
         scale = self.weight * (variance + self.eps).rsqrt()
-        return (values * scale.view(-1, 1, 1) + (self.bias - mean * scale).view(-1, 1, 1)).to(images.dtype)
+        return (centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(images.dtype)
 
 
 def share_statistics(module: nn.Module) -> None:
     """Let the batch normalisations of a module see whole batches, in place; weights and their names stay as they are.
+
+    The module lies on its device already: on a GPU PyTorch's own takes over.
 
     Raises:
         ValueError: One normalises in a way that is not known here.

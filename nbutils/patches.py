@@ -420,7 +420,8 @@ def _cut(dataset: sources.Dataset, size_px: int, max_patches: int, seed: int, wo
 def _spread(scenes: NDArray[np.str_], rng: np.random.Generator) -> NDArray[np.intp]:
     """Order patches so that every prefix is spread evenly over the scenes: one of each scene in turn."""
     shuffled = rng.permutation(len(scenes))
-    turn = pd.Series(shuffled).groupby(scenes[shuffled], sort=False).cumcount()  # of a patch among those of its scene
+    scene = pd.factorize(scenes)[0][shuffled]
+    turn = pd.Series(scene).groupby(scene, sort=False).cumcount()  # of a patch among those of its scene
     return shuffled[np.argsort(turn.to_numpy(), kind="stable")]
 
 

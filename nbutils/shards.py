@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 SHARD_BYTES = 1 << 32  # largest file of an array
 HELD_BYTES = 1 << 30  # larger arrays stay on disk when rows of them are chosen
-BLOCK_BYTES = 1 << 26  # in memory at once where an array is gone through
+BLOCK_BYTES = 1 << 23  # in memory at once where an array is gone through
 
 
 class ShardError(RuntimeError):

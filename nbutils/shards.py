@@ -8,6 +8,7 @@ import math
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,8 @@ class _Files:
     def expect(self, part: int, offset: int, size: int) -> None:
         """Ask for bytes to be read ahead, where the system can be asked."""
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.handle(part), self.offsets[part] + offset, size, os.POSIX_FADV_WILLNEED)
+            with suppress(OSError):  # a hint: what cannot be read is told when it is read
+                os.posix_fadvise(self.handle(part), self.offsets[part] + offset, size, os.POSIX_FADV_WILLNEED)
 
 
 def create(folder: Path, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> Shards:

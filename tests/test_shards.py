@@ -287,3 +287,11 @@ def test_memory_does_not_grow_with_what_is_on_disk():
         assert ran.returncode == 0, ran.stderr
         most.append(int(ran.stdout) / 1024)
     assert most[1] < most[0] + 100, f"{most} MB"
+
+
+def test_files_that_cannot_be_opened_are_told_when_they_are_read_not_when_they_are_expected(tmp_path):
+    inside = filed(tmp_path, np.zeros((6, 5), np.uint8), 2)
+    (tmp_path / "array-00001.npy").unlink()
+    inside.expect(np.arange(6))
+    with pytest.raises(ShardError, match="array-00001.npy: cannot be read"):
+        inside[2:4]

@@ -87,8 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         asked = parameters(options.profile)
-        card = Path(options.dataset or asked["dataset"]).expanduser()
-        card = (card if card.is_file() else notebooks.ROOT / card).resolve()
+        card = notebooks.card_path(options.dataset or asked["dataset"])
         notebooks.check_dataset(card)
         precision = study.precision_of(asked["precision"])
         many = options.devices * options.num_nodes > 1

@@ -117,6 +117,12 @@ def parameters_for(
     return {path: {key: value for key, value in values.items() if key in known[path]} for path in notebooks}
 
 
+def card_path(asked: str) -> Path:
+    """Where a data set card lies: as asked for, or so from the repository."""
+    card = Path(asked).expanduser()
+    return (card if card.is_file() else ROOT / card).resolve()
+
+
 def check_dataset(card_path: Path) -> None:
     """Read the data set card and look for its files, so that what is missing is told before anything runs."""
     from nbutils import sources
@@ -313,8 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["NOISY_MAPS_SCHEDULER"] = options.scheduler  # kernels inherit it; see nbutils/cluster.py
     logging.getLogger("papermill").setLevel(logging.WARNING)
     start = time.perf_counter()
-    card = Path(options.dataset).expanduser()
-    card = (card if card.is_file() else ROOT / card).resolve()
+    card = card_path(options.dataset)
     folder = ROOT / "build" / options.profile / card.stem
     try:
         values = read_profile(options.profile, NOTEBOOKS / "profiles")

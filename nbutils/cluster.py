@@ -6,6 +6,7 @@ lie on a file system that all machines see under the same paths.
 
 import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from distributed import Client, LocalCluster, as_completed
 
 from nbutils import ROOT, disk, provenance
 from nbutils.store import Result, Run
+from nbutils.workers import Waiting
 
 logging.getLogger("distributed").setLevel(logging.ERROR)  # workers slow to leave a busy machine are no news
 SCHEDULER = "NOISY_MAPS_SCHEDULER"  # environment variable: address of a running scheduler, such as tcp://10.0.0.1:8786
@@ -45,17 +47,17 @@ def compute(task: Callable, missing: Sequence[Run], workers: int, store: Path) -
     """
     if joined():
         task = partial(_checked, task, _code())
-    with _client(min(workers, len(missing)), store) as client:
-        futures = {}
+    with _client(min(workers, len(missing)), workers, store) as client:
+        futures, call = {}, uuid.uuid4().hex  # a scheduler that remembers a key does not compute it again
         for run in missing:
             after = futures.get(run.parent.key) if run.parent else None
-            futures[run.key] = client.submit(task, run, store, after, key=run.key)
+            futures[run.key] = client.submit(task, run, store, after, key=f"{run.key}-{call}")
         for future in as_completed(futures.values()):
             yield future.result()
 
 
 @contextmanager
-def _client(workers: int, store: Path) -> Iterator[Client]:
+def _client(needed: int, most: int, store: Path) -> Iterator[Client]:
     settings = {
         "temporary-directory": str(ROOT / "data" / "cache" / "dask"),
         "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": 1,
@@ -69,8 +71,24 @@ def _client(workers: int, store: Path) -> Iterator[Client]:
             with _elsewhere(joined(), store) as client:
                 yield client
         else:
-            with _started(workers) as cluster, Client(cluster) as client:
-                yield client
+            fits = lambda waits: needed <= waits.count <= most and waits.client.status == "running"  # noqa: E731
+            with _waiting.one(partial(_Here, needed), fits) as here:
+                yield here.client
+
+
+class _Here:
+    """Worker processes on this machine."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.cluster = count, _started(count)
+        self.client = Client(self.cluster)
+
+    def close(self) -> None:
+        self.client.close()
+        self.cluster.close()
+
+
+_waiting = Waiting(_Here.close)
 
 
 def _started(workers: int) -> LocalCluster:

@@ -11,16 +11,71 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Waiting(Generic[T]):
+    """What takes seconds to start, left running for a while after its use for who needs the like again.
+
+    Args:
+        close: Ends one.
+        idle_s: Seconds that it waits.
+    """
+
+    def __init__(self, close: Callable[[T], object], idle_s: float = 60.0) -> None:
+        self.close, self.idle_s = close, idle_s
+        self._lock = threading.Lock()
+        self._waits: list[tuple[T, threading.Timer]] = []  # one at most
+
+    @contextmanager
+    def one(self, start: Callable[[], T], fits: Callable[[T], bool]) -> Iterator[T]:
+        """Yield what waits, if it fits, or start one; afterwards it waits, but after an exception it is ended."""
+        thing = self._taken()
+        if thing is not None and not fits(thing):
+            self.close(thing)
+            thing = None
+        thing = start() if thing is None else thing
+        try:
+            yield thing
+        except BaseException:
+            self.close(thing)  # what it is at must not go on unseen
+            raise
+        self.end()  # of two that were used at once, one waits
+        timer = threading.Timer(self.idle_s, self.end)
+        timer.daemon = True
+        with self._lock:
+            self._waits.append((thing, timer))
+        timer.start()
+
+    def end(self) -> None:
+        """End what waits."""
+        if (thing := self._taken()) is not None:
+            self.close(thing)
+
+    def _taken(self) -> T | None:
+        with self._lock:
+            if not self._waits:
+                return None
+            thing, timer = self._waits.pop()
+            timer.cancel()
+            return thing
+
+
+_pools = Waiting(lambda pool: pool[1].shutdown(cancel_futures=True))
 
 
 @contextmanager
 def mapper(workers: int) -> Iterator[Callable]:
-    """Yield a `map` that runs in this process, or in order on `workers` fresh ones, which end with this one.
+    """Yield a `map` that runs in this process, or in order on `workers` others, which end with this one.
+
+    They import the study first, which takes seconds, and so wait a minute for the next call.
 
     Raises:
         RuntimeError: As `check_script`.
@@ -29,8 +84,20 @@ def mapper(workers: int) -> Iterator[Callable]:
         yield map
         return
     check_script()
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
+    with _pools.one(partial(_pool, workers), partial(_serves, workers)) as (_, pool):
         yield partial(pool.map, chunksize=1)
+
+
+def _pool(workers: int) -> tuple[int, ProcessPoolExecutor]:
+    return workers, ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
+
+
+def _serves(workers: int, waits: tuple[int, ProcessPoolExecutor]) -> bool:
+    """Whether a pool has so many processes, none of which was killed meanwhile."""
+    try:
+        return waits[0] == workers and waits[1].submit(int).result() == 0
+    except BrokenExecutor:
+        return False
 
 
 def check_script() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 import study as run_notebooks
 from toy import toy_patches
 
-from nbutils import ROOT, cluster, execution, patches, study
+from nbutils import ROOT, cluster, execution, patches, study, weights
+from nbutils.workers import Waiting
 
 HOW = dict(encoder="tu-test_resnet", width="slim", steps=12, batch_size=4, precision="fp32")
 
@@ -145,3 +147,34 @@ def test_workers_that_die_while_they_start_are_started_again_thrice_at_most(fail
     else:
         assert cluster._started(2) == "cluster"
     assert asked == [2] * starts
+
+
+@pytest.fixture
+def waiting(monkeypatch):
+    waiting = Waiting(cluster._Here.close)
+    monkeypatch.setattr(cluster, "_waiting", waiting)
+    yield waiting
+    waiting.end()
+
+
+@pytest.mark.slow
+def test_workers_here_wait_for_the_next_runs_and_remember_none(data, tmp_path, monkeypatch, waiting):
+    monkeypatch.delenv(cluster.SCHEDULER, raising=False)
+    starts, start = [], cluster._started
+    monkeypatch.setattr(cluster, "_started", lambda workers: starts.append(workers) or start(workers))
+    asked = [study.pretraining(data, "noisy", seed=seed, **HOW) for seed in range(2)]
+    first = study.run_many(asked, workers=2, store=tmp_path / "runs")
+    shutil.rmtree(first[0].folder)
+    again, (elsewhere,) = (
+        study.run_many(asked, workers=2, store=tmp_path / "runs"),
+        study.run_many(asked[:1], workers=2, store=tmp_path / "other"),
+    )
+    assert starts == [2]
+    assert again[0].folder.is_dir() and elsewhere.folder.parent == tmp_path / "other"
+    assert again[0].counts == first[0].counts == elsewhere.counts
+    with pytest.raises(weights.WeightsError):  # its parent went
+        shutil.rmtree(again[0].folder)
+        child = study.finetuning(data, asked[0], decoder="fpn", budget=5, frozen=True, seed=0, **HOW)
+        monkeypatch.setattr(execution, "_parents_first", list)
+        study.run_many([child, asked[1]], workers=2, store=tmp_path / "runs")
+    assert waiting._taken() is None  # nothing goes on behind an error

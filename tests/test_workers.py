@@ -2,9 +2,11 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -207,6 +209,68 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.fixture
+def pools(monkeypatch):
+    pools = workers.Waiting(workers._pools.close)
+    monkeypatch.setattr(workers, "_pools", pools)
+    yield pools
+    pools.end()
+
+
+def at_work(n: int = 2) -> set[int]:
+    """Process ids of the workers that answer."""
+    with workers.mapper(n) as each:
+        pids = set(each(own_pid, [0.0] * 8))
+    assert len(pids) <= n and os.getpid() not in pids
+    return pids
+
+
+def own_pid(_: float) -> int:
+    return os.getpid()
+
+
+@pytest.mark.slow
+def test_workers_wait_for_the_next_call_and_are_replaced_if_killed(pools):
+    first = at_work()
+    assert at_work() == first
+    os.kill(min(first), signal.SIGKILL)
+    until = time.monotonic() + 60
+    while alive(min(first)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert at_work().isdisjoint(first)
+
+
+def test_what_waits_is_used_again_if_it_fits_and_ended_in_time():
+    ended, started = [], iter("abcdefgh")
+    waiting = workers.Waiting(ended.append, idle_s=3600)
+
+    def use(fits=lambda thing: True):
+        with waiting.one(lambda: next(started), fits) as thing:
+            return thing
+
+    assert (use(), use(), ended) == ("a", "a", [])
+    assert (use(lambda thing: thing != "a"), ended) == ("b", ["a"])
+    with pytest.raises(KeyboardInterrupt), waiting.one(lambda: next(started), lambda thing: True):
+        raise KeyboardInterrupt
+    assert ended == ["a", "b"]
+    with waiting.one(lambda: next(started), lambda thing: True) as outer:
+        assert (use(), outer) == ("d", "c")
+    assert (ended, use()) == (["a", "b", "d"], "c")
+    waiting.end()
+    waiting.end()
+    assert ended == ["a", "b", "d", "c"]
+
+
+def test_what_waits_too_long_is_ended_but_not_what_was_used_meanwhile():
+    ended = threading.Event()
+    waiting = workers.Waiting(lambda thing: ended.set(), idle_s=1.0)
+    with waiting.one(lambda: "it", lambda thing: True):
+        pass
+    with waiting.one(lambda: "another", lambda thing: True) as thing:
+        assert thing == "it" and not ended.wait(1.5)
+    assert ended.wait(60)
 
 
 def test_one_process_asks_for_nothing(monkeypatch):

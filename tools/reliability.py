@@ -90,14 +90,16 @@ def fingerprint() -> str:
     return patches.cut(patches.open_dataset(CARD), size_px=32, max_patches=16).fingerprint
 
 
-def measure(section: str, title: str, text: str, rows: Iterable[Mapping[str, Any]], only: str = "") -> int:
+def measure(
+    section: str, title: str, text: str, rows: Iterable[Mapping[str, Any]], only: str = "", *, add: bool = False
+) -> int:
     """Collect rows, telling each, and put them into `build/reliability.json`; return the exit status.
 
-    With `only` the rows of other parts stay.
+    With `only` the rows of other parts stay; with `add` those of this part stay too.
     """
     shutil.rmtree(FOLDER / section / only, ignore_errors=True)
     before = measured.read().get(section, {"rows": []})["rows"] if only else []
-    kept = [row for row in before if not row["what"].startswith(f"{only}: ")]
+    kept = [row for row in before if add or not row["what"].startswith(f"{only}: ")]
     for row in rows:
         kept.append(dict(row))
         tqdm.write(f"{row['what']}, {row['injected']}: {row['survived']} ({row['seconds']:.0f} s)")
@@ -187,12 +189,17 @@ def main(arguments: list[str] | None = None) -> int:
         verbs.add_parser(verb).add_argument("--seed", type=int, default=0, help="of moments, victims and damage")
     verbs.choices["kills"].add_argument("--only", default="", choices=("", *PARTS), help="this part")
     verbs.choices["kills"].add_argument("--kills", type=int, help=f"of each part (default: {PARTS})")
+    verbs.choices["kills"].add_argument(
+        "--add", action="store_true", help="keep the part's rows of before; needs a --seed of its own"
+    )
     verbs.add_parser("coverage")
     verbs.add_parser("report")
     options = parser.parse_args(arguments)
     if options.verb == "kills":
         statuses = [
-            measure("kills", "Kills", KILLS, run_kills(part, options.kills or number, options.seed), part)
+            measure(
+                "kills", "Kills", KILLS, run_kills(part, options.kills or number, options.seed), part, add=options.add
+            )
             for part, number in PARTS.items()
             if options.only in ("", part)
         ]

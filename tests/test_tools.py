@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -158,6 +159,28 @@ def test_a_bad_card_or_missing_data_ends_before_anything_runs(repository, capfd,
     assert message in told.err
     assert "Traceback" not in told.err
     assert not (repository / "build").exists()
+
+
+@pytest.mark.slow
+def test_notebooks_run_in_their_own_folder_and_leave_that_of_the_study_alone(tmp_path):
+    """Papermill's own way changes it for all that run at once, and one that ends late leaves it changed."""
+    for name in ("01_beside.ipynb", "03_in_order.ipynb"):
+        cells = [nbformat.v4.new_code_cell("import os, time\ntime.sleep(1)\nprint(os.getcwd())")]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), tmp_path / name)
+    before, seen, done = Path.cwd(), set(), threading.Event()
+
+    def look():
+        while not done.wait(0.01):
+            seen.add(Path.cwd())
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    study.run_all({path: {} for path in sorted(tmp_path.glob("*.ipynb"))}, tmp_path / "build")
+    done.set()
+    looking.join()
+    assert seen | {Path.cwd()} == {before}
+    for copy in (tmp_path / "build").glob("*.ipynb"):
+        assert nbformat.read(copy, 4).cells[-1].outputs[0].text.strip() == str(tmp_path)
 
 
 def test_publishing_replaces_what_is_stale_and_nothing_else(tmp_path):

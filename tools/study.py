@@ -186,7 +186,8 @@ def run_notebook(path: Path, copy: Path, parameters: dict[str, Any]) -> None:
             copy,
             parameters=parameters,
             kernel_name="python3",
-            cwd=path.parent,
+            # `cwd` would change that of this process, which another notebook at the same time changes back
+            resources={"metadata": {"path": str(path.parent)}},
             progress_bar=sys.stderr.isatty(),
             start_timeout=KERNEL_START_S,
             coalesce_streams=True,  # else a slow moment splits what a cell prints in two outputs

@@ -52,7 +52,7 @@ class Linear(nn.Module):
 
 # Decoder name -> (class, settings at slim width). "full" keeps the library's defaults, sized for ResNet18 and up.
 DECODERS = {
-    "unet": (smp.Unet, {"decoder_channels": (64, 48, 32, 24, 16)}),
+    "unet": (smp.Unet, {"decoder_channels": (32, 32, 16, 16, 16)}),
     "deeplabv3plus": (smp.DeepLabV3Plus, {"decoder_channels": 64}),
     "pspnet": (DilatedPSPNet, {"psp_out_channels": 128}),
     "fpn": (smp.FPN, {"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 32}),

@@ -66,7 +66,7 @@ def _fitted(labels):
     masks = {"true": DATA.masks["noisy"], "random": probing.random_blocks(DATA.masks["noisy"], 8, _rng(5))}
     seen = replace(DATA, masks={**DATA.masks, "noisy": masks[labels]}).split("pretrain")
     network = BUILD(seed=0)
-    plan = training.Plan(steps=160, batch_size=5, learning_rate=3e-3, precision="fp32", seed=0)
+    plan = training.Plan(steps=240, batch_size=5, learning_rate=3e-3, precision="fp32", seed=0)
     curve = training.fit(Supervised(network), seen, "noisy", plan)
     return network, curve[-1]["accuracy"]
 

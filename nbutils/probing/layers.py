@@ -182,12 +182,12 @@ def stream(
     deep = any(not place.read.startswith("encoder") for place in places.values())
     run = network if deep or not hasattr(network, "encoder") else network.encoder
     device = next(network.parameters()).device
-    for start in range(0, len(patches), batch_size):
-        rows = slice(*np.searchsorted(pixels[:, 0], [start, start + batch_size]).tolist())
-        if rows.start == rows.stop:
-            continue
-        own = pixels[rows] - [start, 0, 0]
-        images = torch.as_tensor(np.ascontiguousarray(patches.images[start : start + batch_size]), device=device)
+    held, first = np.unique(pixels[:, 0], return_index=True)  # patches without a pixel are not looked at
+    ends = [*first[batch_size::batch_size].tolist(), len(pixels)]
+    for start, end in zip(range(0, len(held), batch_size), ends, strict=True):
+        index, rows = held[start : start + batch_size], slice(int(first[start]), end)
+        own = np.column_stack([np.searchsorted(index, pixels[rows, 0]), pixels[rows, 1:]])
+        images = torch.as_tensor(np.ascontiguousarray(patches.images[index]), device=device)
         yield rows, _gathered(run, network, places, normalise(images, patches), own)
 
 

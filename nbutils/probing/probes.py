@@ -179,16 +179,27 @@ def probe_errors(
     if not all(len(pixels) for pixels in (*fit_at, *asked_at)):
         what = f"{train.name}: each half of {len(train)} patches must have valid and mislabelled pixels"
         raise ValueError(f"{what}, got {[len(p) for p in fit_at]} and {[len(p) for p in asked_at]}")
-    for fitted, asked in zip(fit_at, reversed(asked_at), strict=True):
-        labels = noisy[tuple(fitted.T)]
-        known = features(network, train, fitted, names)
-        probes = {layer: linear_probe(values, labels) for layer, values in known.items()}
+    read = [_read_both(network, train, *pixels, names) for pixels in zip(fit_at, asked_at, strict=True)]
+    for at, asked in enumerate(reversed(asked_at)):
+        (known, _), (_, told), labels = read[at], read[1 - at], noisy[tuple(fit_at[at].T)]
         labelled, true = noisy[tuple(asked.T)], truth[tuple(asked.T)]
         row = np.searchsorted(scenes, train.scenes[asked[:, 0]])
-        for layer, said in _said(network, train, asked, probes).items():
+        for layer, values in known.items():
+            said = linear_probe(values, labels).predict(told[layer])
             column = np.select([said == labelled, said == true], [0, 1], 2)
             np.add.at(counts[layer], (row, column), 1)
     return counts
+
+
+def _read_both(
+    network: nn.Module, patches: PatchSet, first: NDArray[np.intp], second: NDArray[np.intp], layers: Sequence[str]
+) -> tuple[dict[str, NDArray[np.float32]], ...]:
+    """Read features at two lists of pixels of the same patches in one pass."""
+    pixels = np.concatenate([first, second])
+    order = np.argsort(pixels[:, 0], kind="stable")
+    back = np.argsort(order)
+    values = features(network, patches, pixels[order], layers)
+    return tuple({layer: v[part] for layer, v in values.items()} for part in np.split(back, [len(first)]))
 
 
 def _said(

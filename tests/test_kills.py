@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 
 import kills
 import measured
@@ -80,11 +81,20 @@ def writer(how):
     return lambda folder: kills.Study([sys.executable, "-c", WRITES, folder / "runs", how], folder / "runs")
 
 
+def test_moments_are_even_over_what_is_left_to_do():
+    span, rng = kills.Span(begun=20, whole=300, again=60), np.random.default_rng(0)
+    for stored, end in ((0.0, 300), (0.5, 180), (1.0, 60)):
+        moments = np.sort([span.moment(stored, rng) for _ in range(2000)])
+        assert moments[0] >= 10 and moments[-1] <= end
+        assert np.abs(moments - np.linspace(10, end, 2000)).max() < 0.05 * end
+    assert kills.Span(begun=50, whole=20, again=10).moment(1.0, rng) == 25
+
+
 @pytest.mark.parametrize(("how", "survives"), [("whole", True), ("torn", False)])
 def test_the_campaign_tells_a_study_that_survives_from_one_that_does_not(how, survives, tmp_path):
     reference = writer("whole")(tmp_path / "reference")
     span = kills.undisturbed(reference)
-    span = (2 * span[0], span[1])  # not while Python starts
+    span = replace(span, begun=2 * span.begun)  # not while Python starts
     about = {"kills": 6, "span": span, "rng": np.random.default_rng(0)}
     rows = list(kills.campaign(writer(how), reference, tmp_path / "killed", **about))
     assert sum(row["what"] == "driver" for row in rows) == 6 and rows[-1]["what"] == "study"

@@ -220,12 +220,37 @@ def row(what: str, injected: str, faults: Sequence[str], start: float) -> dict[s
     return {"what": what, "injected": injected, "survived": survived, "seconds": round(time.monotonic() - start, 1)}
 
 
-def undisturbed(study: Study) -> tuple[float, float]:
-    """Run a study to its end; return the seconds until it first wrote to its store, and until its end.
+@dataclass(frozen=True)
+class Span:
+    """How long a study takes when it is left alone.
+
+    Attributes:
+        begun: Seconds until it first writes to its store.
+        whole: Seconds until its end.
+        again: Seconds until its end where every run is stored already.
+    """
+
+    begun: float
+    whole: float
+    again: float
+
+    def moment(self, stored: float, rng: np.random.Generator) -> float:
+        """Draw the second of a kill: evenly over what is left to do if so much of the runs, 0 to 1, is stored."""
+        first, last = self.begun / 2, self.again + (self.whole - self.again) * (1 - stored)
+        return rng.uniform(first, max(first, last))
+
+
+def undisturbed(study: Study) -> Span:
+    """Run a study to its end, twice; return how long it takes.
 
     Raises:
         RuntimeError: It failed by itself.
     """
+    begun, whole = _lived(study)
+    return Span(begun, whole, _lived(study)[1])
+
+
+def _lived(study: Study) -> tuple[float, float]:
     start, life = time.monotonic(), Life(study)
     while not _begun(study.store) and life.process.poll() is None:
         time.sleep(0.05)
@@ -246,7 +271,7 @@ def campaign(
     folder: Path,
     *,
     kills: int,
-    span: tuple[float, float],
+    span: Span,
     rng: np.random.Generator,
 ) -> Iterator[dict[str, Any]]:
     """Kill studies at random moments, start each again until it comes to its end, and compare.
@@ -256,7 +281,7 @@ def campaign(
         reference: The study that was left alone.
         folder: For the disturbed studies, one after the other.
         kills: Number of kills.
-        span: Seconds as `undisturbed` gives them; moments are even from half the first to the second.
+        span: As `undisturbed` gives it.
         rng: Source of the moments and victims.
 
     Yields:
@@ -279,12 +304,10 @@ def campaign(
             shutil.rmtree(place)
 
 
-def _killed(
-    study: Study, reference: Study, span: tuple[float, float], rng: np.random.Generator
-) -> dict[str, Any] | None:
+def _killed(study: Study, reference: Study, span: Span, rng: np.random.Generator) -> dict[str, Any] | None:
     """One life that ends by a kill, looked at; None where it came to its end before."""
+    moment = span.moment(len(_runs(study.store)) / len(_runs(reference.store)), rng)
     start, life = time.monotonic(), Life(study)
-    moment = rng.uniform(span[0] / 2, span[1])
     try:
         life.process.wait(moment)
     except subprocess.TimeoutExpired:

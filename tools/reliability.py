@@ -37,13 +37,13 @@ LEAST = 95  # per cent of a room's lines and branches; a room with less has a ro
 FIRST = ("what", "injected", "survived", "seconds", "format", "cases", "room", "tests", "places", "mutants", "killed",
          "line", "was", "became", "lines", "reached", "branches", "taken")  # fmt: skip
 CODE = ("was", "became")  # columns that hold lines of code
-PARTS = {"two workers": 15, "one process": 30, "notebook": 8, "whole study": 13}  # kills of each
+PARTS = {"two workers": 15, "one process": 30, "notebook": 8, "whole study": 50}  # kills of each
 
 KILLS = f"""\
 A study of seven runs on patches of the embedded city (two pretrainings that write checkpoints, four fine-tunings from
 them, one from a random encoder) runs on two Dask workers or in one process. At a moment drawn evenly over the time it
-works, its driver or a worker gets SIGKILL; it is started again, and killed again, until it comes to its end. Notebook
-{NOTEBOOK}, and all notebooks as `make study` and `make figures` run them, are treated alike at the smoke
+has left to work, its driver or a worker gets SIGKILL; it is started again, and killed again, until it comes to its end.
+Notebook {NOTEBOOK}, and all notebooks as `make study` and `make figures` run them, are treated alike at the smoke
 profile, whose runs share one process, from a copy of the repository that has the generated worlds but neither patches
 nor runs: `tools/study.py --publish figures` or one of its kernels is killed, as is drawn. After each kill every stored
 run is compared with that of a study that was left alone: `run.json` but for seconds and provenance, card and weights

@@ -71,8 +71,7 @@ def _client(needed: int, most: int, store: Path) -> Iterator[Client]:
             with _elsewhere(joined(), store) as client:
                 yield client
         else:
-            fits = lambda waits: needed <= waits.count <= most and waits.client.status == "running"  # noqa: E731
-            with _waiting.one(partial(_Here, needed), fits) as here:
+            with _waiting.one(partial(_Here, needed), lambda here: here.serves(needed, most)) as here:
                 yield here.client
 
 
@@ -82,6 +81,10 @@ class _Here:
     def __init__(self, count: int) -> None:
         self.count, self.cluster = count, _started(count)
         self.client = Client(self.cluster)
+
+    def serves(self, needed: int, most: int) -> bool:
+        """Whether they are enough and not too many, and still there."""
+        return needed <= self.count <= most and self.client.status == "running"
 
     def close(self) -> None:
         self.client.close()

@@ -30,6 +30,7 @@ from nbutils.audit.ground import (
     company_of,
     count_areas,
     count_errors,
+    counted,
     lost_objects,
     moved,
     right_map,
@@ -228,7 +229,7 @@ def _to_the_rate(
         for a, b, m in zip(noisy, exact, maps, strict=True):
             right = right_map(b, made.to_noisy)
             valid = (a != VOID) & (right != VOID)
-            np.add.at(counts, ((m != right)[valid].astype(np.intp), b[valid].astype(np.intp)), 1)
+            counts += counted(counts.shape, (m != right)[valid].astype(np.intp), b[valid])
         return _log_odds(counts)
 
     wanted = odds(noisy)
@@ -292,7 +293,7 @@ def _most_frequent(noisy: list, exact: list, to_noisy: NDArray[np.intp], n_class
     counts = np.zeros((len(to_noisy), n_classes))
     for a, b in zip(noisy, exact, strict=True):
         valid = (a != VOID) & (b != VOID)
-        np.add.at(counts, (b[valid], a[valid]), 1)
+        counts += counted(counts.shape, b[valid], a[valid])
     often = np.where(counts.any(axis=1), counts.argmax(axis=1), VOID)
     return np.where(to_noisy == VOID, often, to_noisy)
 

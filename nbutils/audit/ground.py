@@ -79,12 +79,17 @@ def size_bins(size: NDArray[np.intp]) -> NDArray[np.intp]:
     return np.maximum(np.searchsorted(SIZES_PX, size, side="right") - 1, 0)
 
 
+def counted(shape: tuple[int, ...], *index: NDArray[np.integer]) -> NDArray[np.intp]:
+    """How often each place of a table occurs; one array of indices for each of its axes."""
+    return np.bincount(np.ravel_multi_index(index, shape), minlength=np.prod(shape)).reshape(shape)
+
+
 def count_areas(masks: list[Mask], n_classes: int) -> NDArray[np.float64]:
     """Areas of maps by class and size, (C, S)."""
     counts = np.zeros((n_classes, len(SIZES_PX)))
     for mask in masks:
         _, size, class_of = areas_of(mask)
-        np.add.at(counts, (class_of[1:], size_bins(size)[1:]), 1)
+        counts += counted(counts.shape, class_of[1:], size_bins(size)[1:])
     return counts
 
 
@@ -125,8 +130,8 @@ def tabulate(
     objects = np.zeros((2, n_classes, len(SIZES_PX)))
     for a in audited:
         valid = a.ground.valid
-        np.add.at(counts, (*(index[valid] for index in a.ground.at(a.lost)), a.noisy[valid]), 1)
-        np.add.at(objects, (a.lost[1:].astype(np.intp), a.ground.class_of[1:], a.ground.bins[1:]), 1)
+        counts += counted(counts.shape, *(index[valid] for index in a.ground.at(a.lost)), a.noisy[valid])
+        objects += counted(objects.shape, a.lost[1:].astype(np.intp), a.ground.class_of[1:], a.ground.bins[1:])
     seen = counts.sum(axis=(0, 2, 3))  # (K, C)
     by_class = _mixed(
         counts.sum(axis=(2, 3)), np.where(seen.any(axis=1)[:, None], seen, _like_the_rest(seen, right))[None]
@@ -162,7 +167,7 @@ def count_errors(audited: list[Audited], k: int) -> NDArray[np.float64]:
     for a in audited:
         state, own, _, band = a.ground.at(a.lost)
         wrong = (a.noisy != a.ground.right).astype(np.intp)
-        np.add.at(counts, tuple(index[a.ground.valid] for index in (wrong, state, own, band)), 1)
+        counts += counted(counts.shape, *(index[a.ground.valid] for index in (wrong, state, own, band)))
     return counts
 
 

@@ -52,7 +52,7 @@ def compute(task: Callable, missing: Sequence[Run], workers: int, store: Path) -
         for run in missing:
             after = futures.get(run.parent.key) if run.parent else None
             futures[run.key] = client.submit(task, run, store, after, key=f"{run.key}-{call}")
-        for future in as_completed(futures.values()):
+        for future in as_completed(futures.values(), loop=client.loop):
             yield future.result()
 
 
@@ -76,19 +76,26 @@ def _client(needed: int, most: int, store: Path) -> Iterator[Client]:
 
 
 class _Here:
-    """Worker processes on this machine."""
+    """Worker processes on this machine, and a client that is nobody's default."""
 
     def __init__(self, count: int) -> None:
         self.count, self.cluster = count, _started(count)
-        self.client = Client(self.cluster)
+        try:
+            self.client = Client(self.cluster, set_as_default=False)
+        except BaseException:
+            self.cluster.close()
+            raise
 
     def serves(self, needed: int, most: int) -> bool:
-        """Whether they are enough and not too many, and still there."""
-        return needed <= self.count <= most and self.client.status == "running"
+        """Whether they are enough and not too many, and all there."""
+        there = self.client.status == "running" and len(self.cluster.scheduler.workers) == self.count
+        return there and needed <= self.count <= most
 
     def close(self) -> None:
-        self.client.close()
-        self.cluster.close()
+        try:
+            self.client.close()
+        finally:
+            self.cluster.close()
 
 
 _waiting = Waiting(_Here.close)
@@ -98,7 +105,7 @@ def _started(workers: int) -> LocalCluster:
     """Start worker processes; Dask replaces one that is killed, but not while it starts, so that is tried again."""
     for left in reversed(range(_STARTS)):
         try:
-            return LocalCluster(workers, threads_per_worker=1, dashboard_address=":0")
+            return LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
         except RuntimeError:
             if not left:
                 raise

@@ -117,7 +117,9 @@ def gain(cells: Sequence[Any], arm: str, other: str) -> Contrast:
     return mean([[Term(1, cell, arm), Term(-1, cell, other)] for cell in cells])
 
 
-def gain_over(grid: Grid, arm: str, others: Sequence[str], *kinds: Sequence[Cell]) -> list[Contrast]:
+def gain_over(
+    grid: Grid, arm: str, others: Sequence[str], *kinds: Sequence[Cell], paired: bool = False
+) -> list[Contrast]:
     """Return, for each kind of cells, what an arm gains over the mean of others, which are the same for every kind.
 
     Another counts where it is compared with the arm in cells of every kind: were it to count for one kind alone, a
@@ -128,11 +130,18 @@ def gain_over(grid: Grid, arm: str, others: Sequence[str], *kinds: Sequence[Cell
         arm: Whose gain.
         others: Over whom; each has the same weight, whatever its number of cells.
         kinds: Lists of cells of the grid.
+        paired: Whether the cells of the kinds belong together, the first with the first: then for each other only
+            those count of which all compare it, since what is left alone would tell of its cell and not of the kind.
 
     Returns:
-        A contrast for each kind, all empty where no other is left. ValueError as in `having`.
+        A contrast for each kind, all empty where no other is left. ValueError as in `having`, or where cells that
+        belong together are not equally many.
     """
     held = {other: [having(grid, cells, arm, other) for cells in kinds] for other in others}
+    if paired:
+        for other in others:
+            rows = [row for row in zip(*kinds, strict=True) if having(grid, row, arm, other) == list(row)]
+            held[other] = [[row[k] for row in rows] for k in range(len(kinds))]
     common = {other: lists for other, lists in held.items() if all(lists)}
     return [mean([gain(lists[k], arm, other) for other, lists in common.items()]) for k in range(len(kinds))]
 

@@ -10,9 +10,11 @@ import os
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -21,8 +23,17 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, eq=False)
+class _Left(Generic[T]):
+    thing: T
+    about: tuple
+
+
 class Waiting(Generic[T]):
     """What takes seconds to start, left running for a while after its use for who needs the like again.
+
+    It serves another call of this process in the same folder and environment, while the code of this package is as it
+    was: processes that wait have all of these from their start.
 
     Args:
         close: Ends one.
@@ -31,41 +42,63 @@ class Waiting(Generic[T]):
 
     def __init__(self, close: Callable[[T], object], idle_s: float = 60.0) -> None:
         self.close, self.idle_s = close, idle_s
-        self._lock = threading.Lock()
-        self._waits: list[tuple[T, threading.Timer]] = []  # one at most
+        self._left: list[_Left[T]] = []  # one at most but for moments; without a lock, which a fork could leave locked
 
     @contextmanager
     def one(self, start: Callable[[], T], fits: Callable[[T], bool]) -> Iterator[T]:
         """Yield what waits, if it fits, or start one; afterwards it waits, but after an exception it is ended."""
-        thing = self._taken()
-        if thing is not None and not fits(thing):
-            self.close(thing)
-            thing = None
-        thing = start() if thing is None else thing
+        about, held = _surroundings(), []
         try:
-            yield thing
+            if (left := self._taken()) is not None and left.about[0] == about[0]:  # else it is the parent's
+                held.append(left.thing)
+                if left.about != about or not fits(left.thing):
+                    self._end(held.pop())
+            if not held:
+                held.append(start())
+                about = _surroundings()  # Dask has set variables for its workers by now
+            yield held[0]
         except BaseException:
-            self.close(thing)  # what it is at must not go on unseen
+            for thing in held:
+                self._end(thing)  # what it is at must not go on unseen
             raise
-        self.end()  # of two that were used at once, one waits
-        timer = threading.Timer(self.idle_s, self.end)
-        timer.daemon = True
-        with self._lock:
-            self._waits.append((thing, timer))
-        timer.start()
+        self._leave(_Left(held[0], about))
 
     def end(self) -> None:
         """End what waits."""
-        if (thing := self._taken()) is not None:
-            self.close(thing)
+        while (left := self._taken()) is not None:
+            self._end(left.thing)
 
-    def _taken(self) -> T | None:
-        with self._lock:
-            if not self._waits:
-                return None
-            thing, timer = self._waits.pop()
-            timer.cancel()
-            return thing
+    def _leave(self, left: _Left[T]) -> None:
+        self.end()  # of two that were used at once, one waits
+        self._left.append(left)
+        timer = threading.Timer(self.idle_s, self._expire, (left,))
+        timer.daemon = True
+        timer.start()
+
+    def _taken(self) -> _Left[T] | None:
+        try:
+            return self._left.pop()
+        except IndexError:
+            return None
+
+    def _expire(self, left: _Left[T]) -> None:
+        try:
+            self._left.remove(left)
+        except ValueError:
+            return  # in use again, or ended
+        self._end(left.thing)
+
+    def _end(self, thing: T) -> None:
+        try:
+            self.close(thing)
+        except Exception as error:  # neither the call that comes nor the one that failed has to do with it
+            warnings.warn(f"worker processes may be left, they could not be ended: {error!r}", stacklevel=2)
+
+
+def _surroundings() -> tuple:
+    """What processes are started with, first of all by whom."""
+    code = max(path.stat().st_mtime_ns for path in Path(__file__).parent.rglob("*.py"))
+    return os.getpid(), os.getcwd(), dict(os.environ), code
 
 
 _pools = Waiting(lambda pool: pool[1].shutdown(cancel_futures=True))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import study as run_notebooks
+from distributed import get_client
 from toy import toy_patches
 
 from nbutils import ROOT, cluster, execution, patches, study, weights
@@ -134,8 +135,8 @@ def test_workers_that_cannot_serve_are_refused(data, running, tmp_path, monkeypa
 def test_workers_that_die_while_they_start_are_started_again_thrice_at_most(failures, starts, monkeypatch):
     asked = []
 
-    def start(workers, **settings):
-        asked.append(workers)
+    def start(*, n_workers, **settings):
+        asked.append(n_workers)
         if len(asked) <= failures:
             raise RuntimeError("Nanny failed to start.")
         return "cluster"
@@ -169,7 +170,9 @@ def test_workers_here_wait_for_the_next_runs_and_remember_none(data, tmp_path, m
         study.run_many(asked, workers=2, store=tmp_path / "runs"),
         study.run_many(asked[:1], workers=2, store=tmp_path / "other"),
     )
-    assert starts == [2]
+    assert starts == [2] and len(waiting._left[0].thing.cluster.scheduler.workers) == 2
+    with pytest.raises(ValueError, match="No global client"):
+        get_client()  # what else uses Dask here does not find ours
     assert again[0].folder.is_dir() and elsewhere.folder.parent == tmp_path / "other"
     assert again[0].counts == first[0].counts == elsewhere.counts
     with pytest.raises(weights.WeightsError):  # its parent went
@@ -177,4 +180,4 @@ def test_workers_here_wait_for_the_next_runs_and_remember_none(data, tmp_path, m
         child = study.finetuning(data, asked[0], decoder="fpn", budget=5, frozen=True, seed=0, **HOW)
         monkeypatch.setattr(execution, "_parents_first", list)
         study.run_many([child, asked[1]], workers=2, store=tmp_path / "runs")
-    assert waiting._taken() is None  # nothing goes on behind an error
+    assert not waiting._left  # nothing goes on behind an error

@@ -156,6 +156,24 @@ def test_an_other_that_one_kind_of_cells_lacks_counts_for_none():
     assert contrasts.gain_over(GRID, "noisy", [], [UNET]) == [[]]
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from(list(GRID)), st.sampled_from(list(GRID))), min_size=1, max_size=6, unique=True)
+)
+def test_cells_that_belong_together_count_for_an_other_where_both_compare_it(pairs):
+    first, second = zip(*pairs, strict=True)
+    ones, twins = contrasts.gain_over(GRID, "noisy", ["moco", "dino"], first, second, paired=True)
+    terms = {
+        arm: [[cell for _, cell, name in kind if name == arm] for kind in (ones, twins)] for arm in ("moco", "dino")
+    }
+    for arm, (here, there) in terms.items():
+        held = [pair for pair in pairs if all(arm in GRID[cell] for cell in pair)]
+        assert list(zip(here, there, strict=True)) == held
+    if terms["dino"][0] and len(terms["dino"][0]) == len(pairs):
+        assert [ones, twins] == contrasts.gain_over(GRID, "noisy", ["moco", "dino"], first, second)
+    with pytest.raises(ValueError):
+        contrasts.gain_over(GRID, "noisy", ["moco"], first, [*second, UNET], paired=True)
+
+
 def test_a_change_counts_the_arms_that_both_cells_compare():
     found = contrasts.change(GRID, ["moco", "dino"], [FROZEN, SHIFTED], [UNET, FPN])
     planned = {(FROZEN, "moco"): 1, (FROZEN, "dino"): 1, (SHIFTED, "moco"): 1,

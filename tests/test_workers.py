@@ -222,24 +222,65 @@ def pools(monkeypatch):
 def at_work(n: int = 2) -> set[int]:
     """Process ids of the workers that answer."""
     with workers.mapper(n) as each:
-        pids = set(each(own_pid, [0.0] * 8))
-    assert len(pids) <= n and os.getpid() not in pids
+        pids = set(each(own_pid, [0.5] * 4 * n))
+    assert len(pids) == n and os.getpid() not in pids
     return pids
 
 
-def own_pid(_: float) -> int:
+def own_pid(seconds: float) -> int:
+    """Take long enough for the other workers to have their turn."""
+    time.sleep(seconds)
     return os.getpid()
 
 
 @pytest.mark.slow
-def test_workers_wait_for_the_next_call_and_are_replaced_if_killed(pools):
+def test_workers_wait_for_the_like_call_and_are_replaced_if_killed(pools, tmp_path, monkeypatch):
     first = at_work()
     assert at_work() == first
     os.kill(min(first), signal.SIGKILL)
     until = time.monotonic() + 60
     while alive(min(first)) and time.monotonic() < until:
         time.sleep(0.1)
-    assert at_work().isdisjoint(first)
+    second = at_work()
+    assert second.isdisjoint(first)
+    monkeypatch.setenv("NOISY_MAPS_TRIED", "1")
+    third = at_work()
+    assert third.isdisjoint(second)
+    monkeypatch.chdir(tmp_path)
+    assert at_work().isdisjoint(third)
+    assert not any(alive(pid) for pid in {*first, *second, *third})
+
+
+def test_what_waits_serves_neither_other_code_nor_a_forked_child(tmp_path, monkeypatch):
+    ended, things = [], iter("abc")
+    waiting = workers.Waiting(ended.append, idle_s=3600)
+
+    def use():
+        with waiting.one(lambda: next(things), lambda thing: True) as thing:
+            return thing
+
+    about = list(workers._surroundings())
+    monkeypatch.setattr(workers, "_surroundings", lambda: tuple(about))
+    assert (use(), use()) == ("a", "a")
+    about[3] += 1  # a file of the package was saved
+    assert (use(), ended) == ("b", ["a"])
+    about[0] += 1  # in a child what it inherits is its parent's, who goes on using it
+    assert (use(), ended) == ("c", ["a"])
+
+
+def test_what_cannot_be_ended_is_told_and_hides_no_error():
+    def close(thing):
+        raise OSError("it hangs")
+
+    waiting = workers.Waiting(close, idle_s=3600)
+    with waiting.one(lambda: 1, lambda thing: True):
+        pass
+    with pytest.warns(UserWarning, match="could not be ended: OSError"):
+        with waiting.one(lambda: 2, lambda thing: False) as thing:
+            assert thing == 2
+    with pytest.warns(UserWarning, match="it hangs"), pytest.raises(KeyError):
+        with waiting.one(lambda: 3, lambda thing: {}["fits"]):
+            pass
 
 
 def test_what_waits_is_used_again_if_it_fits_and_ended_in_time():
@@ -265,11 +306,11 @@ def test_what_waits_is_used_again_if_it_fits_and_ended_in_time():
 
 def test_what_waits_too_long_is_ended_but_not_what_was_used_meanwhile():
     ended = threading.Event()
-    waiting = workers.Waiting(lambda thing: ended.set(), idle_s=1.0)
+    waiting = workers.Waiting(lambda thing: ended.set(), idle_s=2.0)
     with waiting.one(lambda: "it", lambda thing: True):
         pass
     with waiting.one(lambda: "another", lambda thing: True) as thing:
-        assert thing == "it" and not ended.wait(1.5)
+        assert thing == "it" and not ended.wait(3)
     assert ended.wait(60)
 
 

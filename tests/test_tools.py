@@ -25,7 +25,6 @@ from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = 'dataset = "x"  # card\noutput = ""  # folder\nn_steps = 3  # steps'
-SOCKETS = Config({"KernelManager": {"transport": "ipc"}})
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 FIGURE = (
     "import pathlib, PIL.Image\n"
@@ -53,8 +52,14 @@ def kernels(monkeypatch):
     """
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("JUPYTER_RUNTIME_DIR", folder)
-        monkeypatch.setattr(study.papermill, "execute_notebook", partial(papermill.execute_notebook, config=SOCKETS))
+        config = Config(sockets(folder))
+        monkeypatch.setattr(study.papermill, "execute_notebook", partial(papermill.execute_notebook, config=config))
         yield Path(folder)
+
+
+def sockets(folder: str | Path) -> dict[str, dict[str, str]]:
+    """Settings of kernels whose sockets lie in a folder: they run in other ones than those who speak to them."""
+    return {"KernelManager": {"transport": "ipc", "ip": str(Path(folder) / "kernel")}}
 
 
 @pytest.fixture
@@ -276,7 +281,7 @@ def is_gone(process: psutil.Process) -> bool:
 
 
 @pytest.mark.notebook
-def test_interrupting_leaves_no_process(repository):
+def test_interrupting_leaves_no_process(repository, kernels):
     spawn = "import subprocess, pathlib, time\nchild = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
     up = "pathlib.Path('.up').write_text(str(child.pid))\npathlib.Path('.up').rename('up')\ntime.sleep(600)"
     write_notebook(repository / "notebooks/01_a.ipynb", spawn + up)
@@ -284,7 +289,7 @@ def test_interrupting_leaves_no_process(repository):
         "import functools, pathlib, sys, study\nfrom traitlets.config import Config\n"
         "study.ROOT = pathlib.Path.cwd()\nstudy.NOTEBOOKS = study.ROOT / 'notebooks'\n"
         "study.check_dataset = lambda card: None\n"  # spares the import of torch
-        f"sockets = functools.partial(study.papermill.execute_notebook, config=Config({dict(SOCKETS)!r}))\n"
+        f"sockets = functools.partial(study.papermill.execute_notebook, config=Config({sockets(kernels)!r}))\n"
         "study.papermill.execute_notebook = sockets\n"
         "study.stop_on_signals()\nsys.exit(study.main())"
     )

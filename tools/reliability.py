@@ -42,7 +42,7 @@ PARTS = {"two workers": 15, "one process": 30, "notebook": 8, "whole study": 50}
 KILLS = f"""\
 A study of seven runs on patches of the embedded city (two pretrainings that write checkpoints, four fine-tunings from
 them, one from a random encoder) runs on two Dask workers or in one process. At a moment drawn evenly over the time it
-works (over what is left of it, in the second campaign on the whole study, of 37), its driver or a worker gets SIGKILL;
+works (over what is left of it, in the second campaign on the whole study, of 18), its driver or a worker gets SIGKILL;
 it is started again, and killed again, until it comes to its end. Notebook {NOTEBOOK}, and all notebooks as `make study`
 and `make figures` run them, are treated alike at the smoke profile, whose runs share one process, from a copy of the
 repository that has the generated worlds but neither patches nor runs: `tools/study.py --publish figures` or one of its

@@ -81,6 +81,20 @@ def writer(how):
     return lambda folder: kills.Study([sys.executable, "-c", WRITES, folder / "runs", how], folder / "runs")
 
 
+def test_a_part_is_measured_anew_or_added_to_and_others_stay(tmp_path, monkeypatch):
+    for name in ("DOCS", "FOLDER", "ROOT"):
+        monkeypatch.setattr(reliability, name, tmp_path)
+    monkeypatch.setattr(measured, "PATH", tmp_path / "build.json")
+    row = {"injected": "SIGKILL", "survived": "yes", "seconds": 1.0}
+    told = [{"what": what, **row} for what in ("a: driver", "b: driver")]
+    measured.keep("kills", {"title": "", "text": "", "rows": told}, tmp_path / "reliability.json")  # nothing in build/
+    for add, expected in ((True, ["a: driver", "b: driver", "b: new"]), (False, ["a: driver", "b: new"])):
+        assert reliability.measure("kills", "", "", [{"what": "b: new", **row}], "b", add=add) == 0
+        assert [row["what"] for row in measured.read()["kills"]["rows"]] == expected
+    with pytest.raises(SystemExit):
+        reliability.main(["kills", "--only", "notebook", "--add"])
+
+
 def test_moments_are_even_over_what_is_left_to_do():
     span, rng = kills.Span(begun=20, whole=300, again=60), np.random.default_rng(0)
     for stored, end in ((0.0, 300), (0.5, 180), (1.0, 60)):

@@ -169,7 +169,8 @@ def test_a_bad_card_or_missing_data_ends_before_anything_runs(repository, capfd,
 @pytest.mark.slow
 def test_notebooks_run_in_their_own_folder_and_leave_that_of_the_study_alone(tmp_path):
     """Papermill's own way changes it for all that run at once, and one that ends late leaves it changed."""
-    for name in ("01_beside.ipynb", "03_in_order.ipynb"):
+    names = ("01_beside.ipynb", "03_in_order.ipynb")
+    for name in names:
         cells = [nbformat.v4.new_code_cell("import os, time\ntime.sleep(1)\nprint(os.getcwd())")]
         nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), tmp_path / name)
     before, seen, done = Path.cwd(), set(), threading.Event()
@@ -180,12 +181,12 @@ def test_notebooks_run_in_their_own_folder_and_leave_that_of_the_study_alone(tmp
 
     looking = threading.Thread(target=look, daemon=True)
     looking.start()
-    study.run_all({path: {} for path in sorted(tmp_path.glob("*.ipynb"))}, tmp_path / "build")
+    study.run_all({tmp_path / name: {} for name in names}, tmp_path / "build")
     done.set()
     looking.join()
     assert seen | {Path.cwd()} == {before}
-    for copy in (tmp_path / "build").glob("*.ipynb"):
-        assert nbformat.read(copy, 4).cells[-1].outputs[0].text.strip() == str(tmp_path)
+    for name in names:
+        assert nbformat.read(tmp_path / "build" / name, 4).cells[-1].outputs[0].text.strip() == str(tmp_path)
 
 
 def test_publishing_replaces_what_is_stale_and_nothing_else(tmp_path):

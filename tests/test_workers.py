@@ -251,7 +251,7 @@ def test_workers_wait_for_the_like_call_and_are_replaced_if_killed(pools, tmp_pa
     assert not any(alive(pid) for pid in {*first, *second, *third})
 
 
-def test_what_waits_serves_neither_other_code_nor_a_forked_child(tmp_path, monkeypatch):
+def test_what_waits_serves_neither_other_code_nor_a_forked_child(monkeypatch):
     ended, things = [], iter("abc")
     waiting = workers.Waiting(ended.append, idle_s=3600)
 

@@ -4,7 +4,6 @@
 
 PYTHON  ?= python3
 PROFILE ?= reading
-DATASET ?= data/datasets/city.yaml
 CASES   ?= 2000
 SEED    ?= 0
 BIN     := .venv/bin
@@ -14,7 +13,7 @@ BIN     := .venv/bin
 
 help:
 	@echo "make study     the study at the quick reading profile -> build/reading/city/index.html"
-	@echo "               options: PROFILE=evidence DATASET=path/to/card.yaml"
+	@echo "               options: PROFILE=evidence, DATASET=path/to/card.yaml (else the profile's)"
 	@echo "make figures   the evidence profile; writes figures/ (some seven hours on one core, resumable)"
 	@echo "make test      lint, unit tests, notebooks at a tiny size, stored notebook outputs"
 	@echo "make coverage  lines and branches of nbutils that the unit tests reach -> build/coverage (half an hour)"
@@ -42,13 +41,13 @@ help:
 
 # ---- the study -------------------------------------------------------------------------------------------------
 study: .venv/.ready
-	@$(BIN)/python tools/study.py --profile '$(PROFILE)' --dataset '$(DATASET)'
+	@$(BIN)/python tools/study.py --profile '$(PROFILE)' $(if $(DATASET),--dataset '$(DATASET)')
 
 figures: .venv/.ready
 	@$(BIN)/python tools/study.py --profile evidence --publish figures
-	@$(BIN)/python tools/study.py --profile evidence_globe --dataset data/datasets/globe.yaml --only 03,04,05 \
+	@$(BIN)/python tools/study.py --profile evidence_globe --only 03,04,05 \
 	    --publish-tables figures/globe
-	@$(BIN)/python tools/study.py --profile evidence_dubai --dataset data/datasets/dubai.yaml --only 05 \
+	@$(BIN)/python tools/study.py --profile evidence_dubai --only 05 \
 	    --publish-tables figures/dubai || test $$? = 3  # 3: the images are not here, which it has said
 	@$(BIN)/python tools/readme.py
 

@@ -217,6 +217,9 @@ class Vector(_Map):
         legend = to_legend(self.legend)
         for name in filter(None, (*self.classes.values(), *(self.order or ()), self.background)):
             legend.index(name)
+        drawn = set(self.classes.values())
+        if self.order is not None and (missing := sorted(str(name) for name in drawn if name not in self.order)):
+            raise ValueError(f"`order` does not say when {few(missing)} is drawn; it holds {few(self.order)}")
         return self
 
 
@@ -316,6 +319,10 @@ class Card(_Strict):
             if self.exact_legend == self.noisy_legend:
                 raise ValueError("`crosswalk` leads from the exact to the noisy legend; here they are the same")
             legends.crosswalk(self.exact_legend, self.noisy_legend, self.crosswalk)
+        own, other = self.exact_legend, self.noisy_legend
+        if own.name == other.name and own.names != other.names:  # masks tell their legend by its name alone
+            told = f"{few(own.names, 4)} in the exact masks and {few(other.names, 4)} in the noisy ones"
+            raise ValueError(f"legend {own.name!r} is {told}; give the two different names")
         return self
 
     @model_validator(mode="after")

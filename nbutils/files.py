@@ -42,6 +42,10 @@ class SourceError(ValueError):
     """A file cannot be read or does not hold what the card says; the message names file and remedy."""
 
 
+class OutsideError(SourceError):
+    """A file holds nothing on the grid that was asked for."""
+
+
 def _unreadable(path: str | Path, error: Exception) -> SourceError:
     if isinstance(path, str):
         told = re.sub(r"\?[^\s'\")]*", "", str(error))  # the query of an address may hold a signature

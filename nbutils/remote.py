@@ -303,11 +303,19 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _mark_of(state: Path) -> str:
+    """What the server called the version of a file that is there in part; "" where that is not known."""
+    try:
+        return str(json.loads(state.read_text())["mark"])
+    except (OSError, ValueError, KeyError, TypeError):  # absent, or cut short by a loss of power
+        return ""
+
+
 def _fetch(href: str, part: Path, state: Path, max_bytes: int | None, progress: Progress) -> str:
     """Add to `part` what is missing of the file; returns what went wrong, "" when it is whole."""
-    kept = json.loads(state.read_text()) if state.is_file() and part.is_file() else {}
-    have = part.stat().st_size if kept.get("mark") else 0
-    with _ask(href, {"Range": f"bytes={have}-", "If-Range": kept["mark"]} if have else {}) as answer:
+    mark = _mark_of(state) if part.is_file() else ""
+    have = part.stat().st_size if mark else 0
+    with _ask(href, {"Range": f"bytes={have}-", "If-Range": mark} if have else {}) as answer:
         told = answer.headers.get("Content-Range", "")
         if told == f"bytes */{have}":
             return ""
@@ -322,7 +330,9 @@ def _fetch(href: str, part: Path, state: Path, max_bytes: int | None, progress: 
                 raise SourceError(f"{plain(href)}: has {size} bytes, {most} are {why}; nothing is fetched")
         tag = answer.headers.get("ETag", "W/")  # a weak tag does not promise the same bytes
         mark = answer.headers.get("Last-Modified", "") if tag.startswith("W/") else tag
-        state.write_text(json.dumps({"mark": mark, "from": plain(href)}))
+        fresh = state.with_name(state.name + ".new")
+        fresh.write_text(json.dumps({"mark": mark, "from": plain(href)}))
+        os.replace(fresh, state)
         with open(part, "ab" if have else "wb") as file:
             progress(have, size)
             try:
@@ -359,7 +369,7 @@ def download(href: str, path: str | Path, *, sha256: str | None = None, max_byte
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part, state, sums, new = (path.with_name(path.name + end) for end in (".part", ".part.json", ".sha256", ".new"))
-    kept = sums.read_text().split()[0] if sums.is_file() and path.is_file() else None
+    kept = next(iter(sums.read_text(errors="replace").split()), None) if sums.is_file() and path.is_file() else None
     if kept and kept == (sha256 or kept).lower() == sha256_of(path):
         return path
     failed, before = 0, part.stat().st_size if part.is_file() else 0

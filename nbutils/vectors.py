@@ -19,7 +19,7 @@ from odc.geo.geobox import GeoBox
 
 from nbutils import guarded
 from nbutils.cards import few
-from nbutils.files import SourceError
+from nbutils.files import OutsideError, SourceError
 
 MOST_WIDTH_M = 1000.0  # of a line whose width stands in a column; features are read so far round the grid
 HUGE = 1e9  # no coordinate is larger
@@ -91,11 +91,11 @@ def bounds_of(grid: GeoBox, crs: pyproj.CRS, pad_m: float = 0.0) -> Box:
     return tuple(np.where(np.isfinite(box), box, (-HUGE, -HUGE, HUGE, HUGE)).tolist())
 
 
-def beside(name: str, extent: Sequence[float], grid: Box, crs: pyproj.CRS) -> SourceError:
+def beside(name: str, extent: Sequence[float], grid: Box, crs: pyproj.CRS) -> OutsideError:
     """The error of a file that has nothing under the grid; both boxes are in `crs`."""
     a, b = (tuple(round(float(v), 3) for v in box) for box in (extent, grid))
-    return SourceError(f"{name}: lies beside the grid: it spans {a}, the grid {b} (west, south, east, north in "
-                       f"{crs.name}); take the file of this place or correct a wrong CRS")  # fmt: skip
+    return OutsideError(f"{name}: lies beside the grid: it spans {a}, the grid {b} (west, south, east, north in "
+                        f"{crs.name}); take the file of this place or correct a wrong CRS")  # fmt: skip
 
 
 def read_features(

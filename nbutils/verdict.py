@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from nbutils.preflight import AHEAD, BEHIND, Forecast
@@ -20,7 +21,7 @@ from nbutils.worth import Equivalent
 
 ENOUGH = 5  # seeds, and test scenes, from which on an answer is no longer called provisional
 CLEANING = {  # kinds of errors as `audit.examine` shares them out, and what to do about each
-    "shift": "move the map by the measured displacement before anything else",
+    "shift": "align the map scene by scene first: notebook 02 measures by how much each is displaced",
     "boundary": "clean boundaries first: leave a rim of two or three pixels around edges of classes void",
     "omission": "look for missed objects first: add them, or make void what may hold some",
     "commission": "look for made-up objects first: remove them, or make them void",
@@ -144,9 +145,10 @@ def clean_first(audited: pd.DataFrame, figure: str) -> Statement:
         raise ValueError("no wrong pixel was found, so there is nothing to clean")
     first, second = kinds.iloc[0], kinds.iloc[min(1, len(kinds) - 1)]
     answer = CLEANING[first.key]
-    if len(kinds) > 1 and first.low <= second.high:
+    if len(kinds) > 1 and not first.low > second.high:  # NaN of one scene, too
         answer += f" (closely followed by {second.key})"
-    evidence = f"{first.key}: {first.value:.0%} [{first.low:.0%}, {first.high:.0%}] of the wrong pixels"
+    interval = f"[{first.low:.0%}, {first.high:.0%}]" if np.isfinite(first.low) else "(one scene, no interval)"
+    evidence = f"{first.key}: {first.value:.0%} {interval} of the wrong pixels"
     return Statement("What to clean first?", answer, evidence, figure)
 
 
@@ -159,13 +161,17 @@ def more_patches(found: Equivalent, rival: str, figure: str) -> Statement:
         figure: Name of the figure.
     """
     more = found.equals.moved(1.0, -found.budget)
-    if found.equals.bound == "more than":
+    beyond = {"more than": more.value < 0, "fewer than": more.value > 0}
+    if beyond.get(found.equals.bound):
+        answer = "not measured: the budgets that were tried do not reach there"
+    elif found.equals.bound == "more than":
         answer = f"more than {more.value:.0f}: no budget that was tried gets there"
     elif found.equals.bound == "fewer than" or more.value <= 0:
         answer = "none: with as many exact patches one does as well without the map"
     else:
         answer = f"about {more.value:.0f} more than the {found.budget} at hand"
-    spared = found.low.value > found.budget
+    at_least = found.low.value - found.budget
+    spared = found.low.bound != "fewer than" and (at_least > 0 or (at_least == 0 and found.low.bound == "more than"))
     none = found.high.bound != "more than" and found.high.value <= found.budget
     if not (spared or none):  # NaN of one seed and scene, too
         answer = f"cannot tell; the best guess is {answer}"

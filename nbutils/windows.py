@@ -44,6 +44,13 @@ class Ground(ExitStack):
     def __init__(self, dataset: sources.Dataset, tile: sources.Tile, whole: Path) -> None:
         """Open the files; `whole` is where a noisy mask is kept that was made for the whole tile."""
         super().__init__()
+        try:
+            self._open(dataset, tile, whole)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, dataset: sources.Dataset, tile: sources.Tile, whole: Path) -> None:
         card, self._masks = dataset.card, {}
         image = self.enter_context(dataset.open_image(tile))
         self.shape, self.images = image.shape, [image]

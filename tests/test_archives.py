@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import acquire
 import laspy
@@ -14,11 +15,12 @@ import rasterio
 from hypothesis import given
 from hypothesis import strategies as st
 from loopback import geotiff, zipped
+from odc.geo.geobox import GeoBox
 from rasterio.transform import from_bounds, from_origin
 from rasterio.warp import transform_bounds
 
 from nbutils import labelling, legend, remote, sources
-from nbutils.archives import recipes
+from nbutils.archives import clips, recipes
 from nbutils.files import SourceError, fingerprint
 
 UTM, FEET = "EPSG:26918", "EPSG:2263"
@@ -285,6 +287,38 @@ def test_points_that_are_no_copc_are_read_through_and_what_is_none_is_named(serv
     server.files["/p0.copc.laz"] = b"<html>busy</html>" * 100
     with pytest.raises(SourceError, match="p0.copc.laz: cannot be read as LAS, LAZ or COPC"):
         recipes.acquire(recipes.make_plan("nyc", wish(server), tmp_path / "bad"))
+
+
+def test_returns_of_the_neighbouring_zone_come_to_lie_where_they_are(city, tmp_path):
+    files, _, points = city
+    east, units = points["x"] >= X + 130, [("EPSG:26919+5703", 1.0), ("EPSG:26919+6360", 3937 / 1200)]
+    x, y = pyproj.Transformer.from_crs(UTM, "EPSG:26919", always_xy=True).transform(
+        points["x"][east], points["y"][east]
+    )
+    (tmp_path / "p0.laz").write_bytes(files["/p0.copc.laz"])
+    for name, (crs, unit) in zip("12", units, strict=True):
+        (tmp_path / f"p{name}.laz").write_bytes(loopback.copc(x, y, points["z"][east] * unit, crs))
+    grid = GeoBox.from_bbox((X, Y - HEIGHT, X + WIDTH, Y), UTM, resolution=1)
+    hrefs = [str(tmp_path / f"p{number}.laz") for number in (0, 1, 2)]
+    assert clips.copy_points(hrefs[:2], grid, tmp_path / "out.laz", 5) == len(points["x"])
+    found = laspy.read(tmp_path / "out.laz")
+    assert found.header.parse_crs() == pyproj.CRS(f"{UTM}+5703")
+    for name in "xyz":
+        assert np.abs(np.sort(found[name]) - np.sort(points[name])).max() < 0.02
+    with pytest.raises(SourceError, match=r"p2.laz: is in .*\(metre, metre, US survey foot\), the first file in "):
+        clips.copy_points([hrefs[0], hrefs[2]], grid, tmp_path / "feet.laz", 5)
+
+
+def test_two_acquisitions_of_one_area_wait_for_each_other_and_end_whole(server, tmp_path):
+    catalogue(server)
+    plans = [recipes.make_plan("nyc", wish(server), tmp_path / "both") for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        cards = [pool.submit(recipes.acquire, plan) for plan in plans]
+    alone = recipes.make_plan("nyc", wish(server), tmp_path / "alone")
+    recipes.acquire(alone)
+    assert len({card.result()[0] for card in cards}) == 1
+    sums = [(tmp_path / name / "SHA256SUMS").read_text() for name in ("both", "alone")]
+    assert sums[0] == sums[1] and not (tmp_path / "both/.making").exists()
 
 
 # ---- Sentinel-2 -----------------------------------------------------------------------------------------------------

@@ -135,6 +135,14 @@ def test_forest_holds_long_claims_and_the_p_of_their_family():
     assert [list(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2][0] == [2, 2]
 
 
+def test_a_forest_takes_intervals_beyond_a_hundred_points_as_few_seeds_give_them():
+    table = differences().assign(low=[-1.95, -0.2, -0.02, np.nan], high=[2.39, -0.05, 0.03, np.nan])
+    (ax,) = figures.forest(table).axes
+    assert "[\N{MINUS SIGN}195.0, +239.0]" in " ".join(text.get_text() for text in ax.texts)
+    with pytest.raises(ValueError, match=r"fractions in \[-1, 1\]"):
+        figures.forest(table.assign(effect=100 * table.effect))
+
+
 def test_rows_of_a_forest_do_not_overlap():
     long = "a claim of many words that needs more than one line to be said, or even three lines to be said in full"
     table = pd.concat([differences().assign(label=[long, "short", long, long[:60]], group=world) for world in "ab"])

@@ -17,6 +17,7 @@ import yaml
 from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import ndimage
 from sklearn.metrics import cohen_kappa_score
 
@@ -394,6 +395,12 @@ def test_kappa_is_that_of_scikit_learn(pairs):
     assert audit.compare(noisy, exact, 3).kappa == pytest.approx(wanted, nan_ok=True, abs=1e-9)
 
 
+def test_kappa_of_a_country_is_that_of_a_part_of_it():
+    part = np.array([[40, 3], [7, 50]])
+    small, large = (audit.Audit(part * n, part[None] * n) for n in (1, 10**9))
+    assert large.kappa == pytest.approx(small.kappa)
+
+
 def test_kappa_without_pixels_is_not_known():
     void = np.full((2, 2), VOID, np.uint8)
     assert np.isnan(audit.compare(void, void, 3).kappa)
@@ -591,6 +598,28 @@ def test_large_images_are_read_by_windows_of_which_a_map_is_made(town, monkeypat
     exact, noisy = np.stack(list(town.exact.values())), np.stack(list(town.noisy.values()))
     assert agree == pytest.approx((exact == noisy).mean(), abs=0.05), "windows of both masks show the same ground"
     the(town.inspect(), "sample", "of 8 large image(s) 8 windows of 48 px each", severity="note")
+
+
+def test_a_map_that_does_not_reach_all_of_an_image_can_be_used_and_one_that_reaches_nothing_cannot(town, monkeypatch):
+    monkeypatch.setattr(looks, "WHOLE_PX", 100)
+    monkeypatch.setattr(looks, "WINDOW_PX", 48)
+    town.card["noisy"] = {"from": "product", "glob": "noisy/*.tif", "legend": "dubai5"}
+    town.noisy = {name: mask[:, :50] for name, mask in town.noisy.items()}
+    assert not [finding for finding in town.inspect() if finding.check == "files"]
+    crs, away = town.grids["a"]
+    town.mask_grids["a"] = (crs, away * Affine.translation(-5000, 0))
+    the(town.inspect(), "files", "noisy: 1 file(s) cannot be used", "lies beside the grid", severity="error")
+
+
+def test_pictures_that_gdal_does_not_know_have_no_date(town, tmp_path):
+    town.card["images"]["glob"] = "images/*.jpg"
+    town.write()
+    for name, image in town.images.items():
+        (tmp_path / f"images/{name}.tif").unlink()
+        Image.fromarray(np.moveaxis(image, 0, -1)).save(tmp_path / f"images/{name}.jpg", format="TGA")
+    found = inspection.inspect(sources.read_dataset(tmp_path / "card.yaml"), rng=np.random.default_rng(0), size_px=64)
+    assert not [finding for finding in found if finding.check == "files"]
+    the(found, "dates", "images", severity="note")
 
 
 def test_further_dates_off_their_image_are_told(town):

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import shapely
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rasterio import features
 from scipy import ndimage
 
 from nbutils import noise
@@ -159,6 +161,18 @@ def test_simplified_outlines_lose_corners_up_to_the_tolerance():
     rough = scene(5, length=5)
     amounts = [noise.simplify_outlines(rough, t, rng=rng())[1].mean() for t in (0.3, 1, 2, 4)]
     assert amounts[0] == 0 and amounts == sorted(amounts) and amounts[-1] < 0.5
+
+
+@pytest.mark.parametrize("tolerance_px", [0.5, 1.5, 5])
+def test_simplified_outlines_are_those_of_shapely_painted_the_large_ones_first(tolerance_px):
+    mask = scene(7, length=4)
+    mask[rng().random(mask.shape) < 0.02] = VOID
+    drawn = [(shapely.Polygon(one["coordinates"][0]), value) for one, value in features.shapes(mask, mask != VOID)]
+    expected = mask.copy()
+    for outline, value in sorted(drawn, key=lambda pair: -pair[0].area):
+        features.rasterize([(outline.simplify(tolerance_px), int(value))], out=expected)
+    noisy, _ = noise.simplify_outlines(mask, tolerance_px, rng=rng())
+    assert np.array_equal(noisy[mask != VOID], expected[mask != VOID])
 
 
 def test_a_coarse_grid_shows_the_majority_of_its_blocks():

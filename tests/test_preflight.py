@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+import preflight as measuring
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,6 +81,16 @@ def test_hits_are_counted_among_the_told():
     assert row.low < 2 / 3 < row.high and row.always == pytest.approx(0.5)
     nothing = preflight.hit_rates(TELLING.assign(answer=OPEN, right=np.nan)).loc["all"]
     assert nothing.told == 0 and np.isnan(nothing.share)
+
+
+def test_a_case_measured_anew_takes_its_own_place_and_leaves_the_others():
+    table = pd.concat([known([0.1, 0.2], [0.0, 0.1], data="one"), known([0.3], [0.2], data="two")], ignore_index=True)
+    again = known([0.9], [0.4], data="one").assign(case="case 1")
+    found = measuring.with_case(table, again)
+    assert found.gain.tolist() == [0.1, 0.9, 0.3] and found.data.tolist() == ["one", "one", "two"]
+    added = measuring.with_case(table, again.assign(case="new"))
+    assert added.gain.tolist() == [0.1, 0.2, 0.3, 0.9]
+    assert measuring.with_case(pd.DataFrame(), again) is again
 
 
 def test_the_shipped_cases_are_whole_and_can_be_judged():

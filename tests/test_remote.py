@@ -156,6 +156,19 @@ def test_a_file_that_changed_meanwhile_is_not_mixed_with_its_older_half(server, 
     assert target.read_bytes() == newer
 
 
+@pytest.mark.parametrize("state", [b"", b'{"mark": "', b"[]", b"\xff\xfe"])
+def test_notes_cut_short_by_a_loss_of_power_cost_the_half_that_was_there_and_nothing_else(server, tmp_path, state):
+    href, target = put(server, data := content(10_000)), tmp_path / "a.bin"
+    server.faults["/a.bin"] = [("cut", 4000)]
+    with pytest.raises(SourceError):
+        remote.download(href, target, attempts=1)
+    (tmp_path / "a.bin.part.json").write_bytes(state)
+    assert remote.download(href, target).read_bytes() == data
+    (tmp_path / "a.bin.sha256").write_bytes(b"")
+    assert remote.download(href, target).read_bytes() == data
+    assert (tmp_path / "a.bin.sha256").stat().st_size > 64
+
+
 def test_a_leftover_longer_than_the_file_is_thrown_away(server, tmp_path):
     href, target = put(server, data := content(1000)), tmp_path / "a.bin"
     server.faults["/a.bin"] = [("cut", 400)]

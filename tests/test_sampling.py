@@ -293,6 +293,11 @@ def test_the_sample_size_of_olofsson_2014_and_its_promise():
         planning.plan_strata(0.1, [10, 10], [0.5])
 
 
+def test_the_plan_for_strata_does_not_depend_on_how_large_a_country_is():
+    sizes, rates = np.array([4e8, 1e8, 5e7]).astype(np.int64), [0.1, 0.3, 0.5]
+    assert np.array_equal(planning.plan_strata(0.02, sizes, rates), planning.plan_strata(0.02, 100 * sizes, rates))
+
+
 def test_faults_say_what_was_expected():
     with pytest.raises(ValueError, match=r"sample_exact holds \[7\].*0..2"):
         sampling.estimate(100, [0, 1], [0, 7], 3)

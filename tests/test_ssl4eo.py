@@ -123,6 +123,13 @@ def test_ssl4eo_and_the_set_to_fine_tune_on(server, tmp_path, monkeypatch, targe
     assert not list((root / "scenes").iterdir())
 
 
+def test_an_archive_of_images_given_by_hand_must_be_whole(tmp_path):
+    _, parts = noldo(tmp_path, "dw")
+    files = {"nol": str(tmp_path / "nol.zip"), "dw": str(tmp_path / "dw.zip"), "images": str(parts[0])}
+    with pytest.raises(SourceError, match="parta: .*fetch it again"):
+        recipes.acquire(recipes.make_plan("ssl4eo_dw", recipes.Wish(files=files), tmp_path / "root"))
+
+
 def test_what_the_archives_do_not_hold_is_told(tmp_path):
     with pytest.raises(sources.DataMissing, match="ieee-dataport.org.*dfc2020=PATH"):
         recipes.make_plan("ssl4eo_dfc2020", recipes.Wish(files={"nol": __file__, "images": str(tmp_path)}))

@@ -97,6 +97,18 @@ def test_an_unknown_profile_names_the_known(tmp_path):
         study.read_profile("evidense", tmp_path)
 
 
+def test_a_profile_knows_its_data_set_and_the_user_knows_better(repository, monkeypatch):
+    write_notebook(repository / "notebooks/01_a.ipynb")
+    (repository / "notebooks/profiles").mkdir()
+    (repository / "notebooks/profiles/far.yaml").write_text("dataset: data/datasets/far.yaml")
+    seen = []
+    monkeypatch.setattr(study, "check_dataset", lambda card: seen.append(card.name) or sys.exit())
+    for arguments in (["--profile", "far"], ["--profile", "far", "--dataset", "data/datasets/city.yaml"], []):
+        with pytest.raises(SystemExit):
+            study.main(arguments)
+    assert seen == ["far.yaml", "city.yaml", "city.yaml"]
+
+
 def test_lines_of_other_processes_are_echoed(tmp_path, capsys):
     log = tmp_path / "log.txt"
     log.write_text("before\n")
@@ -163,6 +175,18 @@ def test_a_bad_card_or_missing_data_ends_before_anything_runs(repository, capfd,
     told = capfd.readouterr()
     assert message in told.err
     assert "Traceback" not in told.err
+    assert not (repository / "build").exists()
+
+
+def test_a_damaged_catalogue_ends_before_anything_runs(repository, capfd):
+    write_notebook(repository / "notebooks/01_a.ipynb", "open('ran', 'w')")
+    text = (ROOT / "data/datasets/city.yaml").read_text().replace("data/cache/city", str(repository / "there"))
+    (repository / "my.yaml").write_text(text.replace("\nworld: ", "\n# world: "))
+    (repository / "there").mkdir()
+    (repository / "there/catalog.json").write_text('{"type": "Cat')
+    assert study.main(["--dataset", "my.yaml"]) == 2
+    told = capfd.readouterr()
+    assert "catalog.json" in told.err and "Traceback" not in told.err
     assert not (repository / "build").exists()
 
 

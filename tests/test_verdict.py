@@ -129,6 +129,31 @@ def test_how_many_more_patches_would_do(equals, ends, answer):
     assert said.evidence == f"16 patches with the map equal {equals} [{low}, {high}] with random"
 
 
+def test_a_single_scene_leaves_open_what_to_clean_first():
+    rows = [("omission", 0.34, np.nan, np.nan), ("boundary", 0.33, np.nan, np.nan)]
+    said = verdict.clean_first(pd.DataFrame([("kinds", *row, 1) for row in rows], columns=audit.findings.COLUMNS), "")
+    assert said.answer.endswith("(closely followed by boundary)")
+    assert said.evidence == "omission: 34% (one scene, no interval) of the wrong pixels"
+
+
+@pytest.mark.parametrize(
+    ("budget", "equals", "low", "high", "answer"),
+    [
+        (
+            8,
+            Amount(16, "fewer than"),
+            Amount(16, "fewer than"),
+            Amount(40),
+            "cannot tell; the best guess is not measured",
+        ),
+        (64, *[Amount(64, "more than")] * 3, "more than 0: no budget that was tried gets there"),
+        (512, *[Amount(256, "more than")] * 3, "cannot tell; the best guess is not measured"),
+    ],
+)
+def test_bounds_that_were_not_reached_are_no_numbers(budget, equals, low, high, answer):
+    assert verdict.more_patches(Equivalent(budget, 0.5, equals, low, high), "random", "").answer.startswith(answer)
+
+
 def test_a_forecast_is_told_with_its_record():
     hits = pd.DataFrame({"cases": [20], "told": [12], "right": [11], "always": [0.7]}, index=["all"])
     forecasts = [Forecast("random", 0.05, 0.93, "ahead"), Forecast("moco", -0.01, 0.4, "cannot tell")]

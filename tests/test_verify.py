@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import verify
@@ -71,6 +72,13 @@ def test_a_number_changed_by_hand_is_found(child, capsys):
     edit(child, counts=counts)
     status, said = told(child, capsys)
     assert status == 1 and "different: counts, from the same weights; the record was changed" in said
+
+
+def test_what_is_not_a_number_in_a_curve_is_the_same_again(child):
+    curve = [{"step": 1, "loss": 0.5, "gradient_snr_head": float("nan")}]
+    stored, again = replace(child, curve=curve), replace(child, curve=[dict(curve[0], gradient_snr_head=float("nan"))])
+    assert verify.compare(stored, again, 0.0).status == 0
+    assert verify.compare(stored, replace(again, curve=[]), 0.0).status == 1
 
 
 def test_damaged_weights_are_found(child, capsys):

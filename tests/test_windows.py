@@ -487,6 +487,11 @@ FAULTS = [
         "crosswalk: {tree: tree}\n",
         "`crosswalk` leads from .* here they are the same",
     ),
+    (
+        "{from: vector, file: x, legend: autogeo4, column: k, classes: {a: tree, b: road}, order: [road]}",
+        "",
+        "`order` does not say when tree is drawn; it holds road",
+    ),
     ("{from: lidar, glob: x}", "crosswalk: {tree: tree}\n", "here they are the same"),
     (MASKED.replace("autogeo4", "dubai5"), "crosswalk: {tree: land}\n", "nothing is said about background, building"),
 ]
@@ -497,3 +502,15 @@ def test_faults_of_maps_and_mappings_are_named(card, noisy, more, message):
     with pytest.raises(sources.CardError, match=message) as error:
         sources.load_card(card(noisy, more))
     assert "card.yaml" in str(error.value)
+
+
+def test_two_legends_of_one_name_are_refused_for_masks_are_told_apart_by_it(card):
+    mine = "{name: mine, classes: {%s: [1, 2, 3], %s: [4, 5, 6]}}"
+    path = card(MASKED.replace("autogeo4", mine % ("b", "a")))
+    text = path.read_text()
+    assert text.index("exact:") < text.index("legend: autogeo4") < text.index("noisy:")
+    path.write_text(text.replace("legend: autogeo4", f"legend: {mine % ('a', 'b')}", 1))
+    with pytest.raises(sources.CardError, match="legend 'mine' is a, b in the exact masks and b, a in the noisy ones"):
+        sources.load_card(path)
+    path.write_text(text.replace("legend: autogeo4", f"legend: {mine % ('b', 'a')}", 1))
+    assert sources.load_card(path).exact_legend == sources.load_card(path).noisy_legend

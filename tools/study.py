@@ -133,7 +133,7 @@ def check_dataset(card_path: Path) -> None:
     try:
         if sources.load_card(card_path).world is None:  # else generated when it is first opened
             sources.read_dataset(card_path)
-    except sources.CardError as error:
+    except (sources.CardError, sources.SourceError) as error:
         raise StudyError(str(error)) from None
     except sources.DataMissing as error:
         raise StudyError(str(error), 3) from None
@@ -310,7 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Check the input, run the notebooks, write the pages; returns the exit status."""
     parser = argparse.ArgumentParser(description="Run the study at one profile on one data set.")
     parser.add_argument("--profile", default="reading", help="a name in notebooks/profiles/ (default: reading)")
-    parser.add_argument("--dataset", default="data/datasets/city.yaml", help="card (default: %(default)s)")
+    parser.add_argument("--dataset", help="card (default: that of the profile, else data/datasets/city.yaml)")
     parser.add_argument("--only", default="", metavar="NN,NN", help="numbers of the notebooks to run (default: all)")
     parser.add_argument("--publish", type=Path, metavar="FOLDER", help="put figures and tables there when done")
     parser.add_argument("--publish-tables", type=Path, metavar="FOLDER", help="put the tables alone there when done")
@@ -320,10 +320,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["NOISY_MAPS_SCHEDULER"] = options.scheduler  # kernels inherit it; see nbutils/cluster.py
     logging.getLogger("papermill").setLevel(logging.WARNING)
     start = time.perf_counter()
-    card = card_path(options.dataset)
-    folder = ROOT / "build" / options.profile / card.stem
     try:
         values = read_profile(options.profile, NOTEBOOKS / "profiles")
+        card = card_path(options.dataset or values.get("dataset", "data/datasets/city.yaml"))
+        folder = ROOT / "build" / options.profile / card.stem
         values |= {"dataset": portable(card), "output": portable(folder / "figures")}
         chosen, notebooks = find_notebooks(NOTEBOOKS, options.only), find_notebooks(NOTEBOOKS)
         notebooks = parameters_for(notebooks, values, f"profile {options.profile}")

@@ -11,6 +11,7 @@ Exit status: 0 the same bits, or scores that differ by no more than `--tolerance
 
 import argparse
 import hashlib
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,8 @@ def compare(stored: Result, again: Result, tolerance: float) -> Verdict:
     damaged = unlike_their_card(stored)
     if damaged:
         return Verdict(1, f"different: {damaged}")
-    unlike = [name for name in (*TABLES, "curve") if getattr(stored, name) != getattr(again, name)]
+    pairs = {name: [json.dumps(getattr(one, name)) for one in (stored, again)] for name in (*TABLES, "curve")}
+    unlike = [name for name, (before, now) in pairs.items() if before != now]  # as text, where NaN equals NaN
     digests = [digest(result) for result in (stored, again)]
     if not unlike and digests[0] == digests[1]:
         return Verdict(0, f"same bits: counts, curve, and weights of SHA-256 {digests[0]}")

@@ -148,17 +148,21 @@ def copy_window(href: str, grid: GeoBox, path: Path) -> None:
 
 
 def copy_points(hrefs: Sequence[str], grid: GeoBox, path: Path, margin_m: float) -> int:
-    """Write the returns over a grid and `margin_m` around it as LAZ, in the CRS and with the precision of the files.
+    """Write the returns over a grid and `margin_m` around it as LAZ, in the CRS and the precision of the first file.
 
     Of COPC only the parts in question are fetched; other LAS and LAZ files are read through.
 
     Returns:
         Number of returns; 0 and no file when there are none.
+
+    Raises:
+        SourceError: a file cannot be read, tells no CRS, or has heights in another unit than the first.
     """
-    number, writer = 0, None
+    number, writer, first = 0, None, None
     try:
         for href in hrefs:
             for crs, points in _returns(href, grid, margin_m):
+                first = first or crs
                 if writer is None:
                     header = laspy.LasHeader(version="1.4", point_format=points.point_format.id)
                     header.scales, header.offsets = points.scales, points.offsets
@@ -168,13 +172,26 @@ def copy_points(hrefs: Sequence[str], grid: GeoBox, path: Path, margin_m: float)
                 shared = set(record.point_format.dimension_names) & set(points.point_format.dimension_names)
                 for name in shared - {"X", "Y", "Z"}:
                     record[name] = points[name]
-                record.x, record.y, record.z = points.x, points.y, points.z
+                record.x, record.y = _moved(points, crs, first, href)
+                record.z = points.z
                 writer.write_points(record)
                 number += len(points)
     finally:
         if writer is not None:
             writer.close()
     return number
+
+
+def _moved(points: laspy.ScaleAwarePointRecord, crs: pyproj.CRS, to: pyproj.CRS, href: str) -> tuple[NDArray, NDArray]:
+    """Return x and y of returns in another CRS, such as that of the neighbouring zone."""
+    if crs == to:
+        return points.x, points.y
+    units, wanted = ([axis.unit_name for axis in one.axis_info] for one in (crs, to))
+    if units != wanted:
+        told = f"is in {crs.name} ({', '.join(units)}), the first file in {to.name} ({', '.join(wanted)})"
+        raise SourceError(f"{remote.plain(href)}: {told}; take files of one CRS")
+    way = pyproj.Transformer.from_crs(crs.to_2d(), to.to_2d(), always_xy=True)
+    return way.transform(np.asarray(points.x), np.asarray(points.y))
 
 
 def _returns(href: str, grid: GeoBox, margin_m: float) -> Iterator[tuple[pyproj.CRS, laspy.ScaleAwarePointRecord]]:

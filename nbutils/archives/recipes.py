@@ -32,7 +32,7 @@ from nbutils import ROOT, legend, remote
 from nbutils.archives import ssl4eo
 from nbutils.archives.clips import copy_points, copy_window, mosaic, open_packed, read_window, write_image
 from nbutils.cards import DataMissing, few, load_card
-from nbutils.files import SourceError, write_mask
+from nbutils.files import SourceError, alone, write_mask
 from nbutils.sources import read_dataset
 
 LIDAR_MARGIN_M = 20.0  # returns beyond a scene's edge, for the ground filter
@@ -186,6 +186,14 @@ def acquire(plan: Plan, tell: Callable[[str], None] = lambda line: None,
     Raises:
         SourceError: a file or link cannot be had or read.
     """
+    plan.root.mkdir(parents=True, exist_ok=True)
+    with alone(plan.root):  # a second one would write to the same parts of files
+        return _acquire(plan, tell, progress)
+
+
+def _acquire(
+    plan: Plan, tell: Callable[[str], None], progress: Callable[[str, int, int | None], None]
+) -> tuple[Path, tuple[str, ...]]:
     root, recipe, left_out = plan.root, RECIPES[plan.name], list(plan.left_out)
     making = root / ".making"
     shutil.rmtree(making, ignore_errors=True)  # of a run that was killed
@@ -404,5 +412,5 @@ def _published_scenes(plan: Plan, files: Mapping[str, Path]) -> Iterator[tuple[s
     images = [path for name, path in files.items() if name.startswith("images")]
     most, there = plan.wish.most, lambda name: (plan.root / "scenes" / name).is_dir()
     yield from ssl4eo.tuning(tuning, labels, most)
-    whole = len(images) == len(_S12_PARTS)
+    whole = "images" in plan.wish.files or len(images) == len(_S12_PARTS)
     yield from ssl4eo.pretraining(files["nol"], images, whole=whole, most=most, skip=there)

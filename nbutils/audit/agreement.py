@@ -48,7 +48,8 @@ class Audit:
         nan without valid pixels, and where both maps hold one and the same class.
         """
         n = float(self.n_valid)
-        by_chance = float(self.confusion.sum(axis=0) @ self.confusion.sum(axis=1)) / n**2 if n else 1.0
+        given, true = (self.confusion.sum(axis=axis).astype(np.float64) for axis in (0, 1))
+        by_chance = float(given @ true) / n**2 if n else 1.0
         return _ratio(1 - self.rate - by_chance, 1 - by_chance)
 
     @property

@@ -148,12 +148,13 @@ def plan_strata(
     rates = np.where(sizes > 0, rates, 0)
     z = float(special.ndtri(0.5 + confidence / 2))
     fewest, most = int(np.minimum(2, sizes).sum()), int(sizes.sum())
+    pixels = sizes.astype(np.float64)  # squares of whole countries do not fit in 64 bits
 
     def enough(n: int) -> bool:
         n = min(max(n, fewest), most)
         number = sampling.allocate(sizes, n, allocation, rates)
-        left = np.divide(sizes - number, sizes * number.clip(min=1), out=np.zeros(sizes.shape), where=number > 0)
-        return z * np.sqrt((sizes**2 / most**2 * rates * (1 - rates) * left).sum()) <= half_width
+        left = np.divide(pixels - number, pixels * number, out=np.zeros(sizes.shape), where=number > 0)
+        return z * np.sqrt(((pixels / most) ** 2 * rates * (1 - rates) * left).sum()) <= half_width
 
     return sampling.allocate(sizes, min(max(_least(enough), fewest), most), allocation, rates)
 

@@ -99,15 +99,15 @@ def _heights(labels: list[str]) -> tuple[list[float], float]:
 
 def _reach(differences: pd.DataFrame) -> float:
     """How far the axis goes: to every effect, and to all ends but those far beyond most."""
-    effects, low, high = house.in_percent(differences[["effect", "low", "high"]].to_numpy(float).T, "forest")
-    ends = np.abs(np.concatenate([low, high]))
+    effects = house.in_percent(differences["effect"], "forest")
+    ends = np.abs(100 * differences[["low", "high"]].to_numpy(float))  # of few seeds they may lie beyond 100
     ends = ends[np.isfinite(ends)]
     usual = 2 * np.quantile(ends, 0.75) if ends.size else 0
     return float(max(np.nanmax(np.abs(effects), initial=0) * 1.15, min(usual, ends.max(initial=0) * 1.05), 0.1))
 
 
 def _estimate(ax: Axes, y: float, row: Any, reach: float) -> None:
-    effect, low, high = house.in_percent([row.effect, row.low, row.high], "forest")
+    effect, low, high = house.in_percent(row.effect, "forest"), 100 * row.low, 100 * row.high
     colour, marker, filled = VERDICTS[row.verdict]
     ax.hlines(y, max(low, -reach), min(high, reach), color=colour, linewidth=1.3)
     if low < -reach:

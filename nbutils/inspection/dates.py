@@ -46,7 +46,10 @@ def check(dataset: Dataset, tiles: Sequence[Tile], troubles: list[Trouble]) -> l
     known, unknown = {}, {"images": [], "the noisy map": []}
     for tile in (tile for tile in tiles if tile.noisy is not None):
         item = items.get(tile.scene)
-        image = of_item(item, dataset.card.images.asset) or of_file(tile.image)
+        try:
+            image = of_item(item, dataset.card.images.asset) or of_file(tile.image)
+        except SourceError:  # a picture that is no raster tells no date; what is damaged was told when it was opened
+            image = None
         try:
             noisy = of_points(tile.noisy) if isinstance(dataset.card.noisy, Lidar) else of_file(tile.noisy)
         except SourceError as error:

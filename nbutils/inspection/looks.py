@@ -15,7 +15,7 @@ from odc.geo.geobox import GeoBox
 
 from nbutils import audit, labelling, legend
 from nbutils.cards import SPLITS
-from nbutils.files import Raster, decode
+from nbutils.files import OutsideError, Raster, decode
 from nbutils.inspection.finding import Trouble
 from nbutils.inspection.headers import Header
 from nbutils.legend import VOID
@@ -135,6 +135,7 @@ def _look(dataset: Dataset, header: Header, mapped: bool, sample: Sample, rng: n
         look = Look(header, whole, edge, -edge)
         names = [name for name in ("exact", "noisy") if name in header.masks and (mapped or name == "exact")]
         readers = {name: _reader(name, dataset, header.tile, image, whole, stack) for name in names}
+        beside: dict[str, OutsideError] = {}  # of masks of which no window has seen anything yet
         for window in _windows(image.shape, whole, rng):
             pixels, valid = image.read(window), image.valid(window)
             _measure(look, image, window, pixels, valid)
@@ -142,11 +143,15 @@ def _look(dataset: Dataset, header: Header, mapped: bool, sample: Sample, rng: n
             for name in list(readers):
                 try:
                     masks[name] = np.where(valid, readers[name](window), VOID)
+                except OutsideError as error:  # a map need not reach all of an image
+                    beside.setdefault(name, error)
                 except ValueError as error:  # of the file, or of a grid that the map cannot be laid on
                     sample.troubles.append(Trouble(name, header.tile.name, str(error)))
                     del readers[name]
             _count(look, dataset, masks)
             _keep_crops(sample, pixels, masks, rng)
+        for name in beside.keys() & readers.keys() - look.counts.keys():
+            sample.troubles.append(Trouble(name, header.tile.name, str(beside[name])))
     return look
 
 

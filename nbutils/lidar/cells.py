@@ -20,7 +20,7 @@ from pyproj.exceptions import ProjError
 from scipy import ndimage
 
 from nbutils.cards import few
-from nbutils.files import SourceError
+from nbutils.files import OutsideError, SourceError
 from nbutils.lidar.points import CHUNK, Points, iter_points, read_crs
 
 Source = Points | str | Path | Iterable[str | Path]
@@ -205,7 +205,7 @@ def missed(points: Source, work: Work) -> ValueError:
     if isinstance(points, Points):
         return ValueError(f"{where}; are the points and the grid in the right CRS?")
     names = [f"{path}{'' if read_crs(path) else ' (no CRS: taken for that of the grid)'}" for path in _paths(points)]
-    return SourceError(f"{few(names)}: {where}; correct the CRS of the file or of the image, or take another file")
+    return OutsideError(f"{few(names)}: {where}; correct the CRS of the file or of the image, or take another file")
 
 
 def _paths(points: str | Path | Iterable[str | Path]) -> list[Path]:

@@ -173,16 +173,18 @@ def simplify_outlines(mask: Mask, tolerance_m: float, *, rng: np.random.Generato
 def _simplify(mask: Mask, tolerance_px: float) -> Mask:
     if tolerance_px == 0:
         return mask
-    drawn = list(features.shapes(mask, connectivity=4))
-    outlines = np.array([shapely.Polygon(shape["coordinates"][0]) for shape, _ in drawn])
-    order = np.argsort(-shapely.area(outlines), kind="stable")
-    plain = shapely.simplify(outlines[order], tolerance_px)
-    values = np.array([value for _, value in drawn])[order].astype(int)
-    known = values != VOID
-    if not known.any():
+    drawn = [(shape["coordinates"][0], int(value)) for shape, value in features.shapes(mask, mask != VOID, 4)]
+    if not drawn:
         return mask
+    lengths = [len(ring) for ring, _ in drawn]
+    corners = np.concatenate([ring for ring, _ in drawn])
+    outlines = shapely.polygons(shapely.linearrings(corners, indices=np.repeat(np.arange(len(drawn)), lengths)))
+    order = np.argsort(-shapely.area(outlines), kind="stable")
+    corners, owner = shapely.get_coordinates(shapely.simplify(outlines[order], tolerance_px), return_index=True)
+    rings = np.split(corners, np.flatnonzero(np.diff(owner)) + 1)
+    plain = [{"type": "Polygon", "coordinates": [ring.tolist()]} for ring in rings]  # twice as fast as shapely objects
     noisy = mask.copy()
-    features.rasterize(zip(plain[known], values[known].tolist(), strict=True), out=noisy)
+    features.rasterize(zip(plain, [drawn[i][1] for i in order], strict=True), out=noisy)
     return noisy
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import wraps
 
 import numpy as np
 import pandas as pd
@@ -58,7 +59,12 @@ def over_cells(metric: statistics.Metric) -> statistics.Metric:
     One claim over all cells instead of one per cell: what varies from cell to cell averages out, and the family is
     small enough for Holm to leave something of it.
     """
-    return lambda counts: metric(counts).mean(-1)
+
+    @wraps(metric)
+    def mean(counts: ArrayLike) -> NDArray[np.float64]:
+        return metric(counts).mean(-1)
+
+    return mean
 
 
 def paired_interval(

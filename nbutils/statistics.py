@@ -249,6 +249,11 @@ def share_of_gain(
     return Interval(float((score[0] - score[1]) / (score[2] - score[1])), *_percentiles(share, level, stacks[0].shape))
 
 
+def of_classes(metric: Metric) -> bool:
+    """Whether a metric takes counts of classes, whose exact pixels arms share, and not of boundaries or confidence."""
+    return getattr(metric, "__wrapped__", metric) not in (boundary_iou, calibration_error)
+
+
 def check_paired(first: NDArray[np.float64], second: NDArray[np.float64]) -> None:
     """Refuse counts of two arms, (S, C, ..., K, K), that do not share the exact pixels of every scene."""
     unlike = np.moveaxis(first.sum(-1) != second.sum(-1), 1, 0).reshape(first.shape[1], -1).any(-1)

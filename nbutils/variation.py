@@ -16,7 +16,6 @@ from scipy import special
 from nbutils import statistics
 
 MOST_SEEDS = 1000  # more of them are no advice
-UNPAIRED = (statistics.boundary_iou, statistics.calibration_error)  # of counters that arms need not share
 
 Floats = NDArray[np.float64]
 
@@ -201,7 +200,7 @@ def pair(a: ArrayLike, b: ArrayLike, metric: statistics.Metric) -> tuple[Floats,
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if first.shape != second.shape or first.ndim < 4 or 0 in first.shape:
         raise ValueError(f"a {first.shape} and b {second.shape} are not the same (seeds, scenes, ...)")
-    if first.shape[-1] == first.shape[-2] and metric not in UNPAIRED:
+    if first.shape[-1] == first.shape[-2] and statistics.of_classes(metric):
         statistics.check_paired(first, second)
     return first, second
 

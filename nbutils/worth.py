@@ -116,7 +116,7 @@ def break_even(
         too few or below 1, or shapes or exact pixels differ.
     """
     ours, theirs = _budgets(arm, "arm", 1), _budgets(baseline, "baseline", 2)
-    stacks = _stacks([arm[budget] for budget in ours] + [baseline[budget] for budget in theirs], level)
+    stacks = _stacks([arm[budget] for budget in ours] + [baseline[budget] for budget in theirs], level, metric)
     whole, without_seed, without_scene = _leave_one_out(stacks, metric)
     patches = _grid(theirs)
 
@@ -235,7 +235,7 @@ def _budgets(curve: Mapping[int, ArrayLike], name: str, fewest: int) -> list[int
     return budgets
 
 
-def _stacks(counts: list[ArrayLike], level: float) -> Floats:
+def _stacks(counts: list[ArrayLike], level: float, metric: statistics.Metric) -> Floats:
     """All counts as one array (A, S, C, ...), of one shape and, if of classes, of the same exact pixels."""
     if not 0 < level < 1:
         raise ValueError(f"level is a fraction in (0, 1), got {level}")
@@ -243,7 +243,7 @@ def _stacks(counts: list[ArrayLike], level: float) -> Floats:
     shapes = sorted({each.shape for each in arrays})
     if len(shapes) > 1 or len(shapes[0]) != 4 or 0 in shapes[0]:
         raise ValueError(f"counts of one shape (seeds, scenes, K, K) are expected at every budget, got {shapes}")
-    if shapes[0][-1] == shapes[0][-2]:
+    if shapes[0][-1] == shapes[0][-2] and statistics.of_classes(metric):
         for each in arrays[1:]:
             statistics.check_paired(arrays[0], each)
     return np.stack(arrays)

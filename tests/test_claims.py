@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats as oracle
 
-from nbutils import claims, statistics
+from nbutils import claims, statistics, worth
 
 ACCURACY = statistics.overall_accuracy
 
@@ -298,6 +298,10 @@ def test_counters_that_arms_need_not_share():
     rng = np.random.default_rng(0)
     edges = rng.integers(1, 50, (2, 3, 5, 3, 3)).cumsum(axis=-1)
     assert claims.paired_interval(*edges, metric=statistics.boundary_iou).n_scenes == 5
+    cells = np.stack([edges, edges], axis=3)
+    assert claims.paired_interval(*cells, metric=claims.over_cells(statistics.boundary_iou)).n_scenes == 5
+    (found,) = worth.break_even({16: edges[0]}, {16: edges[1], 64: edges[0]}, metric=statistics.boundary_iou)
+    assert found.budget == 16
     with pytest.raises(ValueError, match=r"not paired: the exact pixels of scene"):
         claims.paired_interval(*edges)
 

@@ -14,7 +14,7 @@ BIN     := .venv/bin
 help:
 	@echo "make study     the study at the quick reading profile -> build/reading/city/index.html"
 	@echo "               options: PROFILE=evidence, DATASET=path/to/card.yaml (else the profile's)"
-	@echo "make figures   the evidence profile; writes figures/ (some seven hours on one core, resumable)"
+	@echo "make figures   the evidence profile; writes figures/ (some five hours on two cores, resumable)"
 	@echo "make test      lint, unit tests, notebooks at a tiny size, stored notebook outputs"
 	@echo "make coverage  lines and branches of nbutils that the unit tests reach -> build/coverage (half an hour)"
 	@echo "make mutants   changes of the code that the tests notice -> build/reliability.json (half an hour)"

@@ -206,7 +206,7 @@ class Vector(_Map):
     column: str
     classes: dict[str | int, str | None] = Field(min_length=1)
     background: str | None = None
-    order: tuple[str, ...] | None = None
+    order: tuple[str | None, ...] | None = None
     width_m: float | str | None = None
     layer: str | None = None
     where: str | None = None

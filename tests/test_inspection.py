@@ -605,7 +605,11 @@ def test_a_map_that_does_not_reach_all_of_an_image_can_be_used_and_one_that_reac
     monkeypatch.setattr(looks, "WINDOW_PX", 48)
     town.card["noisy"] = {"from": "product", "glob": "noisy/*.tif", "legend": "dubai5"}
     town.noisy = {name: mask[:, :50] for name, mask in town.noisy.items()}
-    assert not [finding for finding in town.inspect() if finding.check == "files"]
+    found = town.inspect()
+    assert not [finding for finding in found if finding.check == "files"]
+    assert any("void" in finding.what and "noisy" in finding.what for finding in found), (
+        "what it does not reach is void"
+    )
     crs, away = town.grids["a"]
     town.mask_grids["a"] = (crs, away * Affine.translation(-5000, 0))
     the(town.inspect(), "files", "noisy: 1 file(s) cannot be used", "lies beside the grid", severity="error")

@@ -460,6 +460,8 @@ def test_a_vector_map_is_a_noisy_source(card, tmp_path):
     upside = cut(card(noisy % ", order: [building, tree]"), max_patches=1000)
     row = upside.masks["noisy"][upside.scenes == "a"][:8, 0].reshape(-1)
     assert row[:65].tolist() == [1] * 65 and set(row[65:].tolist()) == {VOID}
+    text = (noisy % ", order: [null, tree]").replace("house: building", "house: null")
+    assert (cut(card(text), max_patches=1000).masks["noisy"] == upside.masks["noisy"]).all(), "void has a turn, too"
     frame.assign(kind=["wood", "barn"]).to_file(tmp_path / "map.gpkg")
     with pytest.raises(SourceError, match="map.gpkg.*barn"):
         cut(card(noisy % ""))

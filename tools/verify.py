@@ -108,7 +108,9 @@ def compare(stored: Result, again: Result, tolerance: float) -> Verdict:
     damaged = unlike_their_card(stored)
     if damaged:
         return Verdict(1, f"different: {damaged}")
-    pairs = {name: [json.dumps(getattr(one, name)) for one in (stored, again)] for name in (*TABLES, "curve")}
+    pairs = {
+        name: [json.dumps(getattr(one, name), sort_keys=True) for one in (stored, again)] for name in (*TABLES, "curve")
+    }
     unlike = [name for name, (before, now) in pairs.items() if before != now]  # as text, where NaN equals NaN
     digests = [digest(result) for result in (stored, again)]
     if not unlike and digests[0] == digests[1]:

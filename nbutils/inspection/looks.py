@@ -135,7 +135,8 @@ def _look(dataset: Dataset, header: Header, mapped: bool, sample: Sample, rng: n
         look = Look(header, whole, edge, -edge)
         names = [name for name in ("exact", "noisy") if name in header.masks and (mapped or name == "exact")]
         readers = {name: _reader(name, dataset, header.tile, image, whole, stack) for name in names}
-        beside: dict[str, OutsideError] = {}  # of masks of which no window has seen anything yet
+        beside: dict[str, OutsideError] = {}
+        reached = set()
         for window in _windows(image.shape, whole, rng):
             pixels, valid = image.read(window), image.valid(window)
             _measure(look, image, window, pixels, valid)
@@ -143,15 +144,18 @@ def _look(dataset: Dataset, header: Header, mapped: bool, sample: Sample, rng: n
             for name in list(readers):
                 try:
                     masks[name] = np.where(valid, readers[name](window), VOID)
-                except OutsideError as error:  # a map need not reach all of an image
+                    reached.add(name)
+                except OutsideError as error:  # a map need not reach all of an image; the rest is void
+                    masks[name] = np.full(valid.shape, VOID, np.uint8)
                     beside.setdefault(name, error)
                 except ValueError as error:  # of the file, or of a grid that the map cannot be laid on
                     sample.troubles.append(Trouble(name, header.tile.name, str(error)))
                     del readers[name]
             _count(look, dataset, masks)
             _keep_crops(sample, pixels, masks, rng)
-        for name in beside.keys() & readers.keys() - look.counts.keys():
+        for name in [name for name in readers if name in beside and name not in reached]:
             sample.troubles.append(Trouble(name, header.tile.name, str(beside[name])))
+            del look.counts[name]
     return look
 
 
